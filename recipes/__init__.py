@@ -1,0 +1,1 @@
+"""The work around the model, one package a stage: `python -m recipes.<stage>.<verb> --config FILE`."""

@@ -1,0 +1,159 @@
+"""Command lines of the recipes: a dataclass a verb, a flat YAML file, and overrides on the command line.
+
+A verb declares one dataclass and calls `parse`:
+
+```python
+@dataclass
+class EmbedArguments:
+    rationales: str = field(metadata={"help": "Rationales to embed (parquet)."})
+    batch_size: int = field(default=32, metadata={"help": "Texts a batch."})
+
+arguments = parse(EmbedArguments, __doc__)
+```
+
+`python -m recipes.rationales.embed --config embed.yaml --batch_size 64` then reads the YAML file first and lets
+the command line win. A key that the dataclass does not have, or a value of another type, is an error: a
+misspelt key that is silently ignored costs a training run.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import sys
+from argparse import RawDescriptionHelpFormatter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
+
+import yaml
+from huggingface_hub.dataclasses import strict
+from huggingface_hub.errors import StrictDataclassError
+
+T = TypeVar("T")
+
+
+class UserError(Exception):
+    """A mistake in what the user gave us: shown as one message, without a traceback.
+
+    The message names the file, row or column, what was expected, and what to do.
+    """
+
+
+def parse(cls: type[T], description: str | None, argv: Sequence[str] | None = None) -> T:
+    """Read `--config FILE` and `--key value` into one instance of the dataclass `cls`.
+
+    Args:
+        cls: A dataclass; each field's `metadata["help"]` is shown by `--help`. `typing.Literal` fields become choices.
+        description: Shown above the options by `--help`; pass the module's `__doc__`.
+        argv: The arguments, `sys.argv[1:]` by default.
+
+    Returns:
+        The instance, every value checked against its annotation.
+
+    Raises:
+        UserError: The file is missing or not a mapping, a key is unknown, or a value has the wrong type.
+    """
+    # transformers is slower to import than everything else here together, so --help pays for it only once.
+    from transformers import HfArgumentParser
+
+    parser = HfArgumentParser(cls, description=description, formatter_class=RawDescriptionHelpFormatter)
+    parser.add_argument("--config", help="YAML file with any of the options below; the command line wins.")
+    argv = list(sys.argv[1:] if argv is None else argv)
+    config_path = _config_path(argv)
+    if config_path is not None:
+        parser.set_defaults(**read_yaml(cls, config_path))
+        for action in parser._actions:
+            if action.default is not None:
+                action.required = False
+    values = vars(parser.parse_args(argv))
+    values.pop("config")
+    return build(cls, values, source=config_path or "command line")
+
+
+def _config_path(argv: Sequence[str]) -> str | None:
+    """Return the value of `--config` before argparse runs, because its content changes the defaults."""
+    for position, argument in enumerate(argv):
+        if argument == "--config" and position + 1 < len(argv):
+            return argv[position + 1]
+        if argument.startswith("--config="):
+            return argument.split("=", 1)[1]
+    return None
+
+
+def read_yaml(cls: type, path: str | Path) -> dict[str, Any]:
+    """Read one recipe and check its keys against the fields of the dataclass `cls`.
+
+    Raises:
+        UserError: The file does not exist, is not YAML, is not a mapping, or holds a key that `cls` does not have.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(
+            f"{path}: no such file. Pass the path of a YAML recipe, e.g. one of recipes/configs/."
+        ) from None
+    try:
+        values = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not valid YAML: {error}") from None
+    if not isinstance(values, Mapping):
+        raise UserError(f"{path}: expected `key: value` lines, found a {type(values).__name__}.")
+    known = [field.name for field in fields(cls)]
+    for key in values:
+        if key not in known:
+            close = difflib.get_close_matches(str(key), known, n=1)
+            hint = f" Did you mean {close[0]!r}?" if close else f" Known keys: {', '.join(known)}."
+            raise UserError(f"{path}: unknown key {key!r}.{hint}")
+    return dict(values)
+
+
+def build(cls: type[T], values: Mapping[str, Any], source: str | Path) -> T:
+    """Instantiate the dataclass `cls`, each value checked against its annotation.
+
+    Raises:
+        UserError: A value has another type than its field; the message names the source and the field.
+    """
+    hints = get_type_hints(cls)
+    for field in fields(cls):
+        field.type = hints[field.name]  # HfArgumentParser rewrites `int | None` as `int`
+    # YAML reads `1e-4` as a string and `1` as an int; both are what a person means by a float.
+    values = {
+        key: float(value) if "float" in str(hints[key]) and _is_number(value) else value
+        for key, value in values.items()
+    }
+    try:
+        return _checked(cls)(**values)
+    except StrictDataclassError as error:
+        raise UserError(f"{source}: {' '.join(str(error).split())}") from None
+
+
+@functools.cache
+def _checked(cls: type[T]) -> type[T]:
+    """Make `cls` check its values (`strict` changes the class itself, so once)."""
+    return strict(cls)
+
+
+def _is_number(value: object) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        return False
+    try:
+        float(value)
+    except ValueError:
+        return False
+    return True
+
+
+def to_dict(arguments: Any) -> dict[str, Any]:
+    """Return the fields of a dataclass as plain values, to be recorded beside what the verb wrote."""
+    return asdict(arguments)
+
+
+def run(main: Any) -> None:
+    """Call a verb's `main` and show a `UserError` as one line on standard error, with exit status 2."""
+    try:
+        main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None

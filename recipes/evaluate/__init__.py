@@ -1,0 +1,1 @@
+"""Measure checkpoints: one run (`run`), and several against each other (`compare`)."""

@@ -1,0 +1,1 @@
+"""From completions to the frozen sentence embeddings that guide the student."""

@@ -1,0 +1,1 @@
+"""The large language model that reasons: chain-of-thought completions in three perspectives."""
