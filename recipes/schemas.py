@@ -204,8 +204,8 @@ def check(table: pa.Table, contract: Contract, source: str | Path) -> None:
         if name not in table.column_names:
             if column.required:
                 raise UserError(
-                    f"{source}: column {name!r} is missing from {contract.name}; found {', '.join(table.column_names)}. "
-                    f"It is made by {contract.made_by}."
+                    f"{source}: column {name!r} is missing from {contract.name}, which {contract.made_by} makes; "
+                    f"found {', '.join(table.column_names)}."
                 )
             continue
         _check_column(table.column(name), name, column, source)
