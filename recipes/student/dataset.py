@@ -23,7 +23,7 @@ def mean_embeddings(rationales: pd.DataFrame) -> dict[str, np.ndarray]:
     codes, pair_ids = rationales["pair_id"].factorize()
     sums = np.zeros((len(pair_ids), vectors.shape[1]), dtype=np.float32)
     np.add.at(sums, codes, vectors)
-    means = sums / np.bincount(codes)[:, None]
+    means = sums / np.bincount(codes)[:, None].astype(np.float32)
     return dict(zip(pair_ids, means, strict=True))
 
 

@@ -15,6 +15,8 @@ import json
 import os
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -109,13 +111,8 @@ def distill(arguments: DistillArguments) -> dict[str, Any]:
     checkpoint = _last_checkpoint(output / "checkpoints")
     if checkpoint is not None:
         print(f"Going on from {checkpoint}.")
-    try:
+    with _explain_failed_writes(output):
         result = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    except OSError as error:
-        raise UserError(
-            f"{output}: writing a checkpoint failed ({error}). Free some space and run the same command again: it goes "
-            "on from the last complete checkpoint."
-        ) from None
     validation = trainer.evaluate()
     model = trainer.accelerator.unwrap_model(trainer.model)
     record = {
@@ -311,24 +308,35 @@ def _last_checkpoint(folder: Path) -> Path | None:
 
 def _save(model: Any, tokenizer: Any, record: dict[str, Any], output: Path) -> None:
     """Put the finished student in its folder: beside it first, so that a full disk leaves no half of one."""
-    from safetensors import SafetensorError
-
     partial = output / ".saving"
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        model.save_pretrained(partial)
-        tokenizer.save_pretrained(partial)
-        for path in sorted(partial.iterdir()):
-            path.replace(output / path.name)
-        write_json(output / RECORD, record)
-    except (OSError, SafetensorError) as error:
-        raise UserError(
-            f"{output}: saving the student failed ({error}). Free some space and run the same command again: the "
-            "trained weights are in its checkpoints."
-        ) from None
+        with _explain_failed_writes(output):
+            model.save_pretrained(partial)
+            tokenizer.save_pretrained(partial)
+            for path in sorted(partial.iterdir()):
+                path.replace(output / path.name)
+            write_json(output / RECORD, record)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     shutil.rmtree(output / "checkpoints", ignore_errors=True)
+
+
+@contextmanager
+def _explain_failed_writes(output: Path) -> Iterator[None]:
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:
+        # torch.save reports a failed write as a RuntimeError of its archive writer; any other is not ours to explain.
+        if isinstance(error, RuntimeError) and "inline_container" not in str(error):
+            raise
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"{output}: saving failed ({reason}). Free some space and run the same command again: it goes on from the "
+            "last complete checkpoint."
+        ) from None
 
 
 def main() -> None:
