@@ -71,7 +71,9 @@ def main() -> None:
         (output / "table.md").write_text(tables, encoding="utf-8")
         plot_comparison(comparison, output / "plot.png")
     except OSError as error:
-        raise UserError(f"{output}: could not be written ({error}). Free space or choose another --output.") from None
+        raise UserError(
+            f"{output}: could not be written to ({error}). Free space or choose another --output."
+        ) from None
     print(format_slice("overall", comparison, markdown=False))
     print(f"Wrote {output}/compare.json, table.md (each locale too) and plot.png.")
     print("Next: look at the plot, and write down what was learnt, negative results included, in recipes/NOTES.md.")

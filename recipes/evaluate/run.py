@@ -61,6 +61,11 @@ def main() -> None:
         dtype=arguments.dtype,
         device=arguments.device,
     )
+    output = Path(arguments.output)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output {output}: not a folder that can be written to ({error}).") from None
 
     start = time.perf_counter()
     logits_of_schema = schema_order(model.config.id2label, schema, arguments.model)
@@ -88,13 +93,14 @@ def main() -> None:
         "versions": versions(),
         "arguments": to_dict(arguments),
     }
-    output = Path(arguments.output)
     try:
         write(predictions, output / "predictions.parquet", PREDICTIONS)
         (output / "metrics.json").write_text(json.dumps(metrics, indent=2, allow_nan=False) + "\n", encoding="utf-8")
         plot_confusion(metrics, output / "confusion.png")
     except OSError as error:
-        raise UserError(f"{output}: could not be written ({error}). Free space or choose another --output.") from None
+        raise UserError(
+            f"{output}: could not be written to ({error}). Free space or choose another --output."
+        ) from None
     print(format_metrics(metrics))
     print(f"\nWrote {output}/predictions.parquet, metrics.json and confusion.png.")
     print(f"Next: python -m recipes.evaluate.compare --runs THIS={output} OTHER=DIR --baseline OTHER --output DIR")
