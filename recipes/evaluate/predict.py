@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from recipes.arguments import UserError
@@ -29,10 +30,11 @@ def load(
     Raises:
         UserError: The checkpoint cannot be read, lacks weights, or classifies into other labels than the schema.
     """
-    import modeling_lrkd  # noqa: F401  registers the lrkd classes
     import torch
     from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+
+    import modeling_lrkd  # noqa: F401  registers the lrkd classes
 
     where = {"revision": revision, "trust_remote_code": trust_remote_code}
     try:
@@ -44,7 +46,8 @@ def load(
         )
     except (OSError, ValueError, SafetensorError) as error:
         message = " ".join(str(error).split())
-        raise UserError(f"{name}: not a loadable sequence classifier: {message}") from None
+        missing = "" if Path(name).is_dir() else " (no such folder here, so it was looked for on the Hub)"
+        raise UserError(f"{name}: not a loadable sequence classifier{missing}: {message}") from None
     if loading["missing_keys"]:
         raise UserError(
             f"{name}: the weights lack {', '.join(sorted(loading['missing_keys']))}, which would be random. "

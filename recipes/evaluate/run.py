@@ -47,6 +47,9 @@ def main() -> None:
     from recipes.evaluate.report import format_metrics, plot_confusion
     from recipes.schemas import PREDICTIONS, load_labels, read_pairs, write
 
+    for option in ("batch_size", "max_length"):
+        if to_dict(arguments)[option] < 1:
+            raise UserError(f"--{option} {to_dict(arguments)[option]}: expected at least 1.")
     schema = load_labels(arguments.labels)
     pairs = read_pairs(arguments.pairs, [arguments.split])[arguments.split]
     pairs_file = Path(arguments.pairs, f"{arguments.split}.parquet")
@@ -61,6 +64,10 @@ def main() -> None:
         dtype=arguments.dtype,
         device=arguments.device,
     )
+    if arguments.max_length > tokenizer.model_max_length:
+        raise UserError(
+            f"--max_length {arguments.max_length}: {arguments.model} takes at most {tokenizer.model_max_length} tokens."
+        )
     output = Path(arguments.output)
     try:
         output.mkdir(parents=True, exist_ok=True)

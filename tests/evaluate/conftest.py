@@ -53,6 +53,7 @@ def build_checkpoint(tmp_path_factory):
             unk_token="[UNK]",
             cls_token="[CLS]",
             sep_token="[SEP]",
+            model_max_length=64,
             model_input_names=["input_ids", "token_type_ids", "attention_mask"],
         ).save_pretrained(folder)
         torch.manual_seed(0)

@@ -20,6 +20,7 @@ def evaluate(monkeypatch):
     """Run the verb as the command line does."""
 
     def call(**options):
+        options = {"max_length": 64, **options}  # the tiny model's positions
         argv = [text for key, value in options.items() for text in (f"--{key}", str(value))]
         monkeypatch.setattr(sys, "argv", ["run", *argv])
         main()
@@ -145,7 +146,7 @@ def test_a_split_without_rows_and_a_label_outside_the_schema(evaluate, checkpoin
 
 
 def test_checkpoints_that_cannot_be_used(evaluate, build_checkpoint, pairs_folder, tmp_path, schema):
-    with pytest.raises(UserError, match="nowhere: not a loadable"):
+    with pytest.raises(UserError, match=r"nowhere: not a loadable.*no such folder here"):
         evaluate(model=tmp_path / "nowhere", pairs=pairs_folder, output=tmp_path)
 
     truncated = build_checkpoint(schema.names)
@@ -166,6 +167,15 @@ def test_checkpoints_that_cannot_be_used(evaluate, build_checkpoint, pairs_folde
 def test_a_device_that_is_not_there(evaluate, checkpoint, pairs_folder, tmp_path):
     with pytest.raises(UserError, match="--device nonsense"):
         evaluate(model=checkpoint, pairs=pairs_folder, output=tmp_path, device="nonsense")
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [("batch_size", 0, "--batch_size 0: expected at least 1"), ("max_length", 65, "takes at most 64 tokens")],
+)
+def test_sizes_that_cannot_be(evaluate, checkpoint, pairs_folder, tmp_path, option, value, message):
+    with pytest.raises(UserError, match=message):
+        evaluate(model=checkpoint, pairs=pairs_folder, output=tmp_path, **{option: value})
 
 
 def test_an_output_that_cannot_be_written(evaluate, checkpoint, pairs_folder, tmp_path):
