@@ -71,7 +71,7 @@ class DistillArguments:
     max_grad_norm: float = field(default=1.0, metadata={"help": "Gradients are clipped to this norm."})
     bf16: bool = field(default=False, metadata={"help": "bfloat16 autocast: faster on GPUs and on CPUs with AMX."})
     gradient_checkpointing: bool = field(default=False, metadata={"help": "Less memory, a third more time."})
-    select_by: Literal["macro_f1", "accuracy", "loss"] = field(
+    select_by: Literal["macro_f1", "accuracy", "nll"] = field(
         default="macro_f1", metadata={"help": "Validation metric that picks the epoch to keep."}
     )
     early_stopping_patience: int | None = field(default=None, metadata={"help": "Epochs without gain before a stop."})
@@ -227,14 +227,14 @@ def _build_trainer(
         lr_scheduler_type=arguments.lr_scheduler,
         max_grad_norm=arguments.max_grad_norm,
         bf16=arguments.bf16,
-        gradient_checkpointing=arguments.gradient_checkpointing,
+        **({"gradient_checkpointing": True} if arguments.gradient_checkpointing else {}),  # deprecated in v6
         use_cpu=arguments.device == "cpu" or not torch.cuda.is_available(),
         eval_strategy="epoch",
         save_strategy="epoch",
         save_total_limit=1,  # the best one is kept beside it
         load_best_model_at_end=True,
         metric_for_best_model=arguments.select_by,
-        greater_is_better=arguments.select_by != "loss",
+        greater_is_better=arguments.select_by != "nll",
         logging_steps=arguments.logging_steps,
         report_to=["tensorboard"],
         seed=arguments.seed,
@@ -282,12 +282,16 @@ def _build_trainer(
 
 
 def _compute_metrics(prediction: Any) -> dict[str, float]:
-    from sklearn.metrics import accuracy_score, f1_score
+    """Measure the logits; `nll` is what Trainer calls loss, without the rows that several processes see twice."""
+    from scipy.special import softmax
+    from sklearn.metrics import accuracy_score, f1_score, log_loss
 
-    predicted = prediction.predictions.argmax(axis=-1)
+    logits, labels = prediction.predictions.astype("float64"), prediction.label_ids
+    predicted = logits.argmax(axis=1)
     return {
-        "accuracy": float(accuracy_score(prediction.label_ids, predicted)),
-        "macro_f1": float(f1_score(prediction.label_ids, predicted, average="macro", zero_division=0)),
+        "accuracy": float(accuracy_score(labels, predicted)),
+        "macro_f1": float(f1_score(labels, predicted, average="macro", zero_division=0)),
+        "nll": float(log_loss(labels, softmax(logits, axis=1), labels=range(logits.shape[1]))),
     }
 
 

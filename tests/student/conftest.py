@@ -60,5 +60,6 @@ def options(workspace):
         "batch_size": 8,
         "epochs": 2,
         "classifier_dropout": 0.0,
+        "logging_steps": 2,
         "device": "cpu",
     }
