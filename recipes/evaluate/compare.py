@@ -22,13 +22,13 @@ What is computed:
 
 from __future__ import annotations
 
-import json
 import operator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from recipes.arguments import UserError, parse, run, to_dict
+from recipes.record import write_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -52,9 +52,12 @@ class CompareArguments:
     bootstrap_seed: int = field(default=0, metadata={"help": "Seed of the bootstrap."})
 
 
-def main() -> None:
-    """Read the runs, align them, compare, write."""
-    arguments = parse(CompareArguments, __doc__)
+def write_comparison(arguments: CompareArguments) -> dict[str, Any]:
+    """Read the runs, align them, compare, write; return what compare.json holds.
+
+    Raises:
+        UserError: See `compare`; or the output folder cannot be written.
+    """
     from recipes.evaluate.report import format_slice, plot_comparison
     from recipes.evaluate.runs import list_runs
     from recipes.schemas import load_labels
@@ -66,17 +69,13 @@ def main() -> None:
     output = Path(arguments.output)
     try:
         output.mkdir(parents=True, exist_ok=True)
-        (output / "compare.json").write_text(json.dumps(comparison, indent=2, allow_nan=False) + "\n", encoding="utf-8")
         tables = "\n".join(format_slice(name, comparison, markdown=True) for name in comparison["slices"])
         (output / "table.md").write_text(tables, encoding="utf-8")
         plot_comparison(comparison, output / "plot.png")
+        write_json(output / "compare.json", comparison)
     except OSError as error:
-        raise UserError(
-            f"{output}: could not be written to ({error}). Free space or choose another --output."
-        ) from None
-    print(format_slice("overall", comparison, markdown=False))
-    print(f"Wrote {output}/compare.json, table.md (each locale too) and plot.png.")
-    print("Next: look at the plot, and write down what was learnt, negative results included, in recipes/NOTES.md.")
+        raise UserError(f"{output}: could not be written ({error}). Free space or choose another --output.") from None
+    return comparison
 
 
 def compare(runs: list[Run], baseline: str, schema: LabelSchema, draws: int, bootstrap_seed: int) -> dict[str, Any]:
@@ -210,6 +209,16 @@ def compare_slice(
         for result, adjusted in zip(family, significance.holm([result["p"] for result in family]), strict=True):
             result["p_holm"] = adjusted
     return {"systems": systems, "differences": differences}
+
+
+def main() -> None:
+    """Compare from the command line."""
+    arguments = parse(CompareArguments, __doc__)
+    from recipes.evaluate.report import format_slice
+
+    print(format_slice("overall", write_comparison(arguments), markdown=False))
+    print(f"Wrote {arguments.output}/compare.json, table.md (each locale too) and plot.png.")
+    print("Next: look at the plot, and write down what was learnt, negative results included, in recipes/NOTES.md.")
 
 
 if __name__ == "__main__":

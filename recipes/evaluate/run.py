@@ -9,18 +9,17 @@ Reads `<pairs>/<split>.parquet`; writes predictions.parquet, metrics.json and co
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-import platform
 import time
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from recipes.arguments import UserError, parse, run, to_dict
 from recipes.evaluate.predict import load, predict, schema_order
+from recipes.record import environment, sha256, write_json
+from recipes.schemas import PREDICTIONS, load_labels, read_pairs, write
 
 
 @dataclass
@@ -40,16 +39,16 @@ class RunArguments:
     device: str = field(default="auto", metadata={"help": "auto (cuda if there is one), cpu, cuda:1, mps."})
 
 
-def main() -> None:
-    """Load, check, predict, measure, write."""
-    arguments = parse(RunArguments, __doc__)
-    from recipes.evaluate.metrics import evaluate_predictions
-    from recipes.evaluate.report import format_metrics, plot_confusion
-    from recipes.schemas import PREDICTIONS, load_labels, read_pairs, write
+def evaluate(arguments: RunArguments) -> dict[str, Any]:
+    """Load, check, predict, measure and write; return what metrics.json holds.
 
-    for option in ("batch_size", "max_length"):
-        if to_dict(arguments)[option] < 1:
-            raise UserError(f"--{option} {to_dict(arguments)[option]}: expected at least 1.")
+    Raises:
+        UserError: The pairs break their contract, the model's classes are not those of the schema, or the output
+            folder cannot be written.
+    """
+    from recipes.evaluate.metrics import evaluate_predictions
+    from recipes.evaluate.report import plot_confusion
+
     schema = load_labels(arguments.labels)
     pairs = read_pairs(arguments.pairs, [arguments.split])[arguments.split]
     pairs_file = Path(arguments.pairs, f"{arguments.split}.parquet")
@@ -64,15 +63,6 @@ def main() -> None:
         dtype=arguments.dtype,
         device=arguments.device,
     )
-    if arguments.max_length > tokenizer.model_max_length:
-        raise UserError(
-            f"--max_length {arguments.max_length}: {arguments.model} takes at most {tokenizer.model_max_length} tokens."
-        )
-    output = Path(arguments.output)
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--output {output}: not a folder that can be written to ({error}).") from None
 
     start = time.perf_counter()
     logits_of_schema = schema_order(model.config.id2label, schema, arguments.model)
@@ -89,51 +79,41 @@ def main() -> None:
         "revision": None if Path(arguments.model).is_dir() else model.config._commit_hash,
         "seed": training_seed(arguments.model),
         "pairs": str(pairs_file),
-        "pairs_sha256": hashlib.sha256(pairs_file.read_bytes()).hexdigest(),
+        "pairs_sha256": sha256(pairs_file),
         "split": arguments.split,
         "rows": len(predictions),
         "queries": metrics["overall"]["queries"],
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "wall_seconds": round(seconds, 2),
         "pairs_per_second": round(len(predictions) / seconds, 1),
-        "hardware": hardware(model.device.type),
-        "versions": versions(),
+        "environment": environment(),
         "arguments": to_dict(arguments),
     }
+    output = Path(arguments.output)
     try:
         write(predictions, output / "predictions.parquet", PREDICTIONS)
-        (output / "metrics.json").write_text(json.dumps(metrics, indent=2, allow_nan=False) + "\n", encoding="utf-8")
         plot_confusion(metrics, output / "confusion.png")
+        write_json(output / "metrics.json", metrics)
     except OSError as error:
-        raise UserError(
-            f"{output}: could not be written to ({error}). Free space or choose another --output."
-        ) from None
-    print(format_metrics(metrics))
-    print(f"\nWrote {output}/predictions.parquet, metrics.json and confusion.png.")
-    print(f"Next: python -m recipes.evaluate.compare --runs THIS={output} OTHER=DIR --baseline OTHER --output DIR")
+        raise UserError(f"{output}: could not be written ({error}). Free space or choose another --output.") from None
+    return metrics
 
 
 def training_seed(model: str) -> int | None:
-    """Return `seed` of the training record `training.json` in a checkpoint folder, None where there is none."""
+    """Return the seed in the training record of a checkpoint folder, None where there is none."""
     record = Path(model, "training.json")
-    return json.loads(record.read_text(encoding="utf-8")).get("seed") if record.is_file() else None
+    return json.loads(record.read_text(encoding="utf-8"))["arguments"]["seed"] if record.is_file() else None
 
 
-def hardware(device: str) -> str:
-    """Name what the pairs were scored on."""
-    import torch
+def main() -> None:
+    """Evaluate from the command line."""
+    arguments = parse(RunArguments, __doc__)
+    from recipes.evaluate.report import format_metrics
 
-    if device == "cuda":
-        return torch.cuda.get_device_name()
-    return f"{device}: {platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
-
-
-def versions() -> dict[str, str]:
-    """Versions of what decides the numbers."""
-    from importlib.metadata import version
-
-    packages = ("torch", "transformers", "tokenizers", "scikit-learn", "ir-measures")
-    return {"python": platform.python_version(), **{package: version(package) for package in packages}}
+    print(format_metrics(evaluate(arguments)))
+    output = arguments.output
+    print(f"\nWrote {output}/predictions.parquet, metrics.json and confusion.png.")
+    print(f"Next: python -m recipes.evaluate.compare --runs THIS={output} OTHER=DIR --baseline OTHER --output DIR")
 
 
 if __name__ == "__main__":

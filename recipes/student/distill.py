@@ -69,7 +69,10 @@ class DistillArguments:
     warmup_ratio: float = field(default=0.0, metadata={"help": "Share of the steps (the paper states none)."})
     lr_scheduler: str = field(default="linear", metadata={"help": "As in transformers.TrainingArguments."})
     max_grad_norm: float = field(default=1.0, metadata={"help": "Gradients are clipped to this norm."})
-    bf16: bool = field(default=False, metadata={"help": "bfloat16 autocast: faster on GPUs and on CPUs with AMX."})
+    precision: Literal["float32", "bfloat16", "auto"] = field(
+        default="float32",
+        metadata={"help": "bfloat16: autocast. auto: bfloat16 where the hardware multiplies it, GPU or CPU."},
+    )
     gradient_checkpointing: bool = field(default=False, metadata={"help": "Less memory, a third more time."})
     select_by: Literal["macro_f1", "accuracy", "nll"] = field(
         default="macro_f1", metadata={"help": "Validation metric that picks the epoch to keep."}
@@ -127,6 +130,7 @@ def distill(arguments: DistillArguments) -> dict[str, Any]:
         "steps": trainer.state.global_step,
         "train_seconds": round(result.metrics["train_runtime"], 1),
         "total_seconds": round(time.time() - started, 1),
+        "autocast_bfloat16": trainer.args.bf16,
         "processes": trainer.args.world_size,
         "environment": environment(),
         "log": trainer.state.log_history,
@@ -226,7 +230,7 @@ def _build_trainer(
         warmup_steps=arguments.warmup_ratio,  # a share when below 1
         lr_scheduler_type=arguments.lr_scheduler,
         max_grad_norm=arguments.max_grad_norm,
-        bf16=arguments.bf16,
+        bf16=_use_bfloat16(arguments),
         **({"gradient_checkpointing": True} if arguments.gradient_checkpointing else {}),  # deprecated in v6
         use_cpu=arguments.device == "cpu" or not torch.cuda.is_available(),
         eval_strategy="epoch",
@@ -279,6 +283,17 @@ def _build_trainer(
         compute_metrics=_compute_metrics,
         callbacks=callbacks,
     )
+
+
+def _use_bfloat16(arguments: DistillArguments) -> bool:
+    import torch
+
+    if arguments.precision != "auto":
+        return arguments.precision == "bfloat16"
+    if torch.cuda.is_available() and arguments.device != "cpu":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
 
 
 def _compute_metrics(prediction: Any) -> dict[str, float]:

@@ -96,7 +96,7 @@ def test_the_seed_is_taken_from_the_training_record(
     evaluate, checkpoint, pairs_folder, tmp_path, build_checkpoint, schema
 ):
     trained = build_checkpoint(schema.names)
-    (trained / "training.json").write_text('{"seed": 13}')
+    (trained / "training.json").write_text('{"arguments": {"seed": 13}}')
     evaluate(model=trained, pairs=pairs_folder, output=tmp_path)
     assert json.loads((tmp_path / "metrics.json").read_text())["facts"]["seed"] == 13
 
