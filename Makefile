@@ -15,11 +15,11 @@ demo: .venv/demo  ## Train, evaluate, save and reload LRKD students on the embed
 esci: .venv/demo  ## Compare students on real ESCI pairs: make esci ESCI=FOLDER (hours; finished runs are kept)
 	.venv/bin/python -m recipes.student.bench --config recipes/configs/student/esci_bench.yaml --source $(ESCI)
 
-test: .venv/dev lint  ## Everything CI checks: lint, types, tests, and inference on the oldest transformers
-	.venv/bin/python -m pytest
+test: .venv/dev .venv-oldest/done lint  ## Everything CI checks: lint, types, tests, inference on the oldest transformers
+	LRKD_OLDEST_PYTHON=$(CURDIR)/.venv-oldest/bin/python .venv/bin/python -m pytest
 	$(MAKE) test-oldest
 
-test-oldest: .venv-oldest/done  ## Models and remote code on the oldest supported transformers
+test-oldest: .venv-oldest/done  ## The models and their remote code on the oldest supported transformers
 	.venv-oldest/bin/python -m pytest tests/modeling --durations=3
 
 lint: .venv/dev  ## ruff and mypy

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from recipes.arguments import UserError, parse, run, to_dict
 from recipes.record import environment, sha256, write_json
 from recipes.schemas import RATIONALES, LabelSchema, load_labels, read, read_pairs
+from recipes.student.saving import save_tokenizer
 
 if TYPE_CHECKING:
     import numpy as np
@@ -332,7 +333,7 @@ def _save(model: Any, tokenizer: Any, record: dict[str, Any], output: Path) -> N
     try:
         with _explain_failed_writes(output):
             model.save_pretrained(partial)
-            tokenizer.save_pretrained(partial)
+            save_tokenizer(tokenizer, partial)
             for path in sorted(partial.iterdir()):
                 path.replace(output / path.name)
             write_json(output / RECORD, record)

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from modeling_lrkd import LRKDConfig, LRKDForSequenceClassification
+from recipes.student.saving import save_tokenizer
 from tests.tiny import FAMILIES, tiny_config, tiny_tokenizer
 
 PACKAGE = Path(__file__).parents[2] / "modeling_lrkd"
@@ -51,11 +52,19 @@ print("FOUND" + json.dumps(found))
 """
 
 
-def as_a_stranger(folder, tmp_path):
+# `make test` names a Python with the oldest supported transformers: what we save must load there too.
+OLDEST = os.environ.get("LRKD_OLDEST_PYTHON")
+PYTHONS = [
+    pytest.param(sys.executable, id="pinned"),
+    pytest.param(OLDEST, id="oldest", marks=pytest.mark.skipif(not OLDEST, reason="LRKD_OLDEST_PYTHON is not set")),
+]
+
+
+def as_a_stranger(python, folder, tmp_path):
     environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"}
     environment.pop("PYTHONPATH", None)
     result = subprocess.run(
-        [sys.executable, "-c", STRANGER, str(folder), json.dumps(PAIRS)],
+        [python, "-c", STRANGER, str(folder), json.dumps(PAIRS)],
         cwd=tmp_path,
         env=environment,
         capture_output=True,
@@ -67,8 +76,9 @@ def as_a_stranger(folder, tmp_path):
     return json.loads(result.stdout.split("FOUND")[1])
 
 
+@pytest.mark.parametrize("python", PYTHONS)
 @pytest.mark.parametrize(("family", "extractor_type"), [*zip(FAMILIES, ("gat", "mlp", "poly", "gat")), ("bert", "cls")])
-def test_a_saved_folder_loads_without_the_package(family, extractor_type, tmp_path):
+def test_a_saved_folder_loads_without_the_package(family, extractor_type, python, tmp_path):
     torch.manual_seed(0)
     names = {0: "Exact", 1: "Substitute", 2: "Irrelevant"}
     config = LRKDConfig(encoder_config=tiny_config(family), extractor_type=extractor_type, id2label=names)
@@ -77,8 +87,8 @@ def test_a_saved_folder_loads_without_the_package(family, extractor_type, tmp_pa
         tokenizer.model_input_names = ["input_ids", "attention_mask"]  # it has one segment type
     torch.nn.init.normal_(model.classifier.weight)  # scores that differ enough to be compared
     model.save_pretrained(tmp_path / "student")
-    tokenizer.save_pretrained(tmp_path / "student")
-    found = as_a_stranger(tmp_path / "student", tmp_path)
+    save_tokenizer(tokenizer, tmp_path / "student")
+    found = as_a_stranger(python, tmp_path / "student", tmp_path)
 
     queries, titles = zip(*PAIRS)
     with torch.inference_mode():
