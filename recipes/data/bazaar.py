@@ -14,6 +14,7 @@ teacher reads it), `report.json` and the dataset card `README.md`. The same opti
 from __future__ import annotations
 
 import json
+import os
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -85,9 +86,8 @@ def make_bazaar(size: int, seed: int = 0, locales: Sequence[str] = LOCALES) -> d
             kind = rng.choices(list(KINDS), list(KINDS.values()))[0]
             ask, name = market.ask(kind, locale)
             query = writers[locale].query(ask, kind, name)
-            misspelt = rng.random() < MISSPELT
-            if misspelt:
-                query = writers[locale].misspell(query)
+            typed = writers[locale].misspell(query) if rng.random() < MISSPELT else query
+            query, misspelt = typed, typed != query
             if normalise(query) in queries:
                 misses += 1
                 continue
@@ -188,9 +188,10 @@ def main() -> None:
     output = Path(arguments.output)
     try:
         output.mkdir(parents=True, exist_ok=True)
-        (output / "README.md").touch()
     except OSError as error:
-        raise UserError(f"{output}: cannot be written to ({error.strerror}). Choose another --output.") from None
+        raise UserError(f"{output}: not a folder to write to ({error.strerror}). Choose another --output.") from None
+    if not os.access(output, os.W_OK):
+        raise UserError(f"{output}: you may not write here. Choose another --output.")
     frames = make_bazaar(arguments.size, arguments.seed, arguments.locales)
     for split in SPLITS:
         write(frames[split], output / f"{split}.parquet", PAIRS)
