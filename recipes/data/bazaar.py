@@ -14,7 +14,6 @@ teacher reads it), `report.json` and the dataset card `README.md`. The same opti
 from __future__ import annotations
 
 import json
-import os
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -26,7 +25,7 @@ from recipes.data.bazaar_catalogue import LOCALES, load_catalogue
 from recipes.data.bazaar_market import KINDS, Market
 from recipes.data.bazaar_rules import STRUCTURES, label, to_json
 from recipes.data.bazaar_text import Writer, normalise
-from recipes.schemas import PAIRS, SPLITS, write
+from recipes.schemas import PAIRS, SPLITS, make_folder, write
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -185,13 +184,7 @@ def main() -> None:
     """Make the bazaar and write it."""
     arguments = parse(BazaarArguments, __doc__)
     check_options(arguments.size, arguments.locales)
-    output = Path(arguments.output)
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{output}: not a folder to write to ({error.strerror}). Choose another --output.") from None
-    if not os.access(output, os.W_OK):
-        raise UserError(f"{output}: you may not write here. Choose another --output.")
+    output = make_folder(arguments.output)
     frames = make_bazaar(arguments.size, arguments.seed, arguments.locales)
     for split in SPLITS:
         write(frames[split], output / f"{split}.parquet", PAIRS)

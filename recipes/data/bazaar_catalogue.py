@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -95,21 +95,13 @@ def load_catalogue() -> Catalogue:
     return Catalogue(categories, main, words, sells)
 
 
-def _category(key: str, entry: Mapping[str, Any], accessories: list[str] | None = None) -> Category:
+def _category(key: str, entry: Mapping[str, Any], accessories: Sequence[str] = ()) -> Category:
     brands = entry.get("brands", {})
     if isinstance(brands, list):
         brands = {brand: {} for brand in brands}
-    return Category(
-        key=key,
-        names={locale: alternatives(entry["names"][locale]) for locale in LOCALES},
-        attributes=entry["attributes"],
-        host=entry.get("host"),
-        brands={
-            brand: [(family, f"{family} {version}") for family, versions in families.items() for version in versions]
-            for brand, families in brands.items()
-        },
-        implied=entry.get("implied", {}),
-        uses=entry.get("uses", {}),
-        near=entry.get("near", []),
-        accessories=accessories or [],
-    )
+    models = {
+        brand: [(family, f"{family} {version}") for family, versions in families.items() for version in versions]
+        for brand, families in brands.items()
+    }
+    names = {locale: alternatives(entry["names"][locale]) for locale in LOCALES}
+    return Category(key=key, accessories=list(accessories), **{**entry, "names": names, "brands": models})

@@ -32,7 +32,7 @@ from recipes.data.bazaar_rules import (
     ask_from_json,
     offer_from_json,
 )
-from recipes.schemas import COMPLETIONS, PERSPECTIVES, read, read_pairs, write
+from recipes.schemas import COMPLETIONS, PERSPECTIVES, make_folder, read, read_pairs, write
 from recipes.teacher.scripted_views import NO_VALUE, judge
 
 if TYPE_CHECKING:
@@ -77,7 +77,9 @@ def rationale(decision: Decision, ask: Ask, offer: Offer, query: str, perspectiv
     """
     wording = templates()[perspective]
     evidence = wording["evidence"].get(decision.aspect, wording["evidence"]["attribute"])
-    need = f"{ask.brand} product" if len(ask.categories) > 2 else " or ".join(ask.categories)
+    need = " or ".join(ask.categories)
+    if len(ask.categories) > 2:  # a brand alone was asked for
+        need = f"{ask.brand} product" if ask.brand else "product of some brand"
     title = [value[0] for name, value in offer.attributes.items() if name not in offer.implied]
     title = [value for value in [offer.brand, offer.model, *title] if value and value != NO_VALUE]
     rng.shuffle(title)
@@ -135,9 +137,8 @@ def complete(pairs: pd.DataFrame, structures: pd.DataFrame, samples: int = 1, se
     def rows() -> Iterator[dict[str, Any]]:
         columns = (aligned["query_structure"], aligned["product_structure"], aligned["query_kind"], aligned["misspelt"])
         together = zip(pairs["pair_id"], pairs["query"], *columns, strict=True)
-        for pair_id, query, wanted, product, kind, misspelt in tqdm(
-            together, total=len(pairs), desc="scripted teacher", unit=" pairs", delay=1
-        ):
+        together = tqdm(together, total=len(pairs), desc="scripted teacher", unit=" pairs", delay=1)
+        for pair_id, query, wanted, product, kind, misspelt in together:
             ask, offer = ask_from_json(wanted), offer_from_json(product)
             for perspective in PERSPECTIVES:
                 for sample in range(samples):
@@ -186,6 +187,7 @@ def main() -> None:
             f"{structures}: no such file. The scripted teacher only knows pairs that recipes.data.bazaar made; "
             f"for other pairs use recipes.teacher.generate."
         )
+    make_folder(Path(arguments.output).parent)
     pairs = pd.concat(splits.values(), ignore_index=True)
     completions = complete(pairs, read(structures, STRUCTURES), arguments.samples, arguments.seed)
     write(completions, arguments.output, COMPLETIONS)
