@@ -272,3 +272,14 @@ def test_card_counts_are_the_report_s(bazaar):
     text = card(report(bazaar), BazaarArguments(output="x", size=3000, seed=7))
     assert "3,000 pairs" in text
     assert "--size 3000 --seed 7" in text
+
+
+def test_load_dataset_reads_what_the_card_declares(tmp_path, monkeypatch):
+    import datasets
+
+    monkeypatch.setattr(sys, "argv", ["bazaar", "--config", TINY, "--output", str(tmp_path / "bazaar")])
+    main()
+    pairs = datasets.load_dataset(str(tmp_path / "bazaar"), cache_dir=str(tmp_path / "cache"))
+    assert {split: len(rows) for split, rows in pairs.items()} == {"train": 320, "validation": 40, "test": 40}
+    structures = datasets.load_dataset(str(tmp_path / "bazaar"), "structures", cache_dir=str(tmp_path / "cache"))
+    assert len(structures["pairs"]) == 400
