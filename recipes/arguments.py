@@ -58,7 +58,9 @@ def parse(cls: type[T], description: str | None, argv: Sequence[str] | None = No
     # transformers is slower to import than everything else here together, so --help pays for it only once.
     from transformers import HfArgumentParser
 
-    parser = HfArgumentParser(cls, description=description, formatter_class=RawDescriptionHelpFormatter)
+    parser = HfArgumentParser(
+        cls, description=description, formatter_class=RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--config", help="YAML file with any of the options below; the command line wins.")
     argv = list(sys.argv[1:] if argv is None else argv)
     config_path = _config_path(argv)

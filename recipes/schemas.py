@@ -170,7 +170,7 @@ def write(frame: pd.DataFrame, path: str | Path, contract: Contract) -> Path:
     path = Path(path)
     table = pa.Table.from_pandas(frame, preserve_index=False)
     check(table, contract, source=path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         pq.write_table(table, temporary)
@@ -180,6 +180,22 @@ def write(frame: pd.DataFrame, path: str | Path, contract: Contract) -> Path:
     finally:
         temporary.unlink(missing_ok=True)
     return path
+
+
+def make_folder(folder: str | Path) -> Path:
+    """Make a folder to write to, before the work whose result goes there.
+
+    Raises:
+        UserError: It cannot be made or written to.
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder}: not a folder to write to ({error.strerror}). Choose another output.") from None
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"{folder}: you may not write here. Choose another output.")
+    return folder
 
 
 def read_pairs(folder: str | Path, splits: Iterable[str] = SPLITS) -> dict[str, pd.DataFrame]:
