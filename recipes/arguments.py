@@ -58,7 +58,10 @@ def parse(cls: type[T], description: str | None, argv: Sequence[str] | None = No
     # transformers is slower to import than everything else here together, so --help pays for it only once.
     from transformers import HfArgumentParser
 
-    parser = HfArgumentParser(cls, description=description, formatter_class=RawDescriptionHelpFormatter)
+    # Without abbreviations: `--conf x.yaml` would be taken for --config only after the file should have been read.
+    parser = HfArgumentParser(
+        cls, description=description, formatter_class=RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--config", help="YAML file with any of the options below; the command line wins.")
     argv = list(sys.argv[1:] if argv is None else argv)
     config_path = _config_path(argv)
@@ -94,6 +97,8 @@ def read_yaml(cls: type, path: str | Path) -> dict[str, Any]:
         raise UserError(
             f"{path}: no such file. Pass the path of a YAML recipe, e.g. one of recipes/configs/."
         ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not a readable UTF-8 text file ({error}).") from None
     try:
         values = yaml.safe_load(text) or {}
     except yaml.YAMLError as error:
