@@ -105,9 +105,9 @@ def _read_hub(
         builder.download_and_prepare()
     except (OSError, ValueError, RuntimeError, DatasetGenerationError) as error:
         raise UserError(
-            f"{dataset_id}: no such file or folder here, and the Hub does not give this dataset ({_first_line(error)}). "
-            "Check the name, --revision, --subset (where it has several configurations) and the network; a private or "
-            "gated one needs `hf auth login`."
+            f"{dataset_id}: no such file or folder here, and the Hub does not give it ({_first_line(error)}). Check "
+            "the name, --revision, --subset (where it has several configurations) and the network; a private or gated "
+            "one needs `hf auth login`."
         ) from None
 
     def parts() -> Iterator[Part]:
@@ -134,7 +134,7 @@ def _files(sources: Sequence[str]) -> list[Path]:
             found = [Path(path) for path in sorted(glob.glob(source, recursive=True))]
         if not found:
             raise UserError(
-                f"{source}: no such file. Expected a Hub dataset id, or a file, folder or glob of {', '.join(SUFFIXES)}."
+                f"{source}: no such file. Expected a Hub dataset id, or files, folders, globs of {', '.join(SUFFIXES)}."
             )
         files += found
     for path in files:
