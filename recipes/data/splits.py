@@ -75,13 +75,16 @@ class Splitter:
             if wanted is None or wanted >= len(positions):
                 chosen[positions] = True
                 continue
-            keys = rows["query_key"].to_numpy()[positions]
-            queries, counts = np.unique(keys, return_counts=True)
+            queries, of_row, counts = np.unique(
+                rows["query_key"].to_numpy()[positions], return_inverse=True, return_counts=True
+            )
             # A generator for each split and locale: another locale more or less does not change the draw.
             generator = np.random.default_rng([self.seed, zlib.crc32(f"{split}/{locale}".encode())])
             order = generator.permutation(len(queries))
             before = np.cumsum(counts[order]) - counts[order]
-            chosen[positions] = np.isin(keys, queries[order][before < wanted])
+            drawn = np.zeros(len(queries), dtype=bool)
+            drawn[order[before < wanted]] = True
+            chosen[positions] = drawn[of_row]
         return rows[chosen]
 
     def _without(
