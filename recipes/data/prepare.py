@@ -28,7 +28,7 @@ from recipes.schemas import PAIRS, SPLITS, LabelSchema, load_labels, write
 if TYPE_CHECKING:
     import pandas as pd
 
-EXTRA_COLUMNS = ("product_id", "brand", "color", "bullet_point", "description", "source")
+EXTRA_COLUMNS = ("brand", "color", "bullet_point", "description", "source")
 
 
 @dataclass
@@ -43,8 +43,8 @@ class PrepareArguments:
         default_factory=list, metadata={"help": "Names that are not recognised, as theirs=ours: title=product_title."}
     )
     keep_columns: list[str] = field(
-        default_factory=lambda: ["product_id", "brand", "color"],
-        metadata={"help": f"Optional columns to carry along, of {', '.join(EXTRA_COLUMNS)}."},
+        default_factory=lambda: ["brand", "color"],
+        metadata={"help": f"Optional columns to carry along with product_id, of {', '.join(EXTRA_COLUMNS)}."},
     )
     encoding: str = field(default="utf-8", metadata={"help": "Encoding of csv, tsv, json and jsonl files."})
     labels: str = field(default="esci", metadata={"help": "Label schema: a name in recipes/labels/, or a YAML file."})

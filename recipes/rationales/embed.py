@@ -1,6 +1,6 @@
 """Embed rationales with a frozen sentence encoder: the targets that the student's latent reasoning is drawn to.
 
-    # The paper's encoder, 1024 tokens (a GPU; on 2 CPU cores about 1 rationale a second)
+    # The paper's encoder, 1024 tokens (wants a GPU)
     python -m recipes.rationales.embed --config recipes/configs/rationales/embed.yaml \
         --rationales runs/esci/rationales.parquet --output runs/esci/cot.parquet
 
@@ -96,9 +96,8 @@ def embed(arguments: EmbedArguments) -> None:
     path = write(table, arguments.output, RATIONALES)
     shutil.rmtree(work)
     size = vectors.shape[1]
-    print(
-        f"wrote {path}: {len(rows):,} embeddings of {len(texts):,} texts, size {size}, {encoder.name} {encoder.revision}"
-    )
+    print(f"wrote {path}: {len(rows):,} embeddings of {len(texts):,} texts, size {size}")
+    print(f"encoder {encoder.name}, revision {encoder.revision}")
     print(f"next: python -m recipes.student.distill with these rationales and reasoning_dim {size}")
 
 
