@@ -21,7 +21,7 @@ from __future__ import annotations
 import difflib
 import functools
 import sys
-from argparse import RawDescriptionHelpFormatter
+from argparse import SUPPRESS, RawDescriptionHelpFormatter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -63,15 +63,19 @@ def parse(cls: type[T], description: str | None, argv: Sequence[str] | None = No
         cls, description=description, formatter_class=RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--config", help="YAML file with any of the options below; the command line wins.")
+    required = [action.dest for action in parser._actions if action.required]
+    for action in parser._actions:
+        # Only what is typed comes out of argparse: it would convert the file's strings and blame the command line.
+        action.required = False
+        if action.dest != "help":
+            action.default = SUPPRESS
     argv = list(sys.argv[1:] if argv is None else argv)
     config_path = _config_path(argv)
-    if config_path is not None:
-        parser.set_defaults(**read_yaml(cls, config_path))
-        for action in parser._actions:
-            if action.default is not None:
-                action.required = False
-    values = vars(parser.parse_args(argv))
-    values.pop("config")
+    typed = vars(parser.parse_args(argv))
+    typed.pop("config", None)
+    values = {**(read_yaml(cls, config_path) if config_path is not None else {}), **typed}
+    if missing := [f"--{name}" for name in required if name not in values]:
+        parser.error(f"the following arguments are required: {', '.join(missing)}")
     return build(cls, values, source=config_path or "command line")
 
 

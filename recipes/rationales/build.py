@@ -143,8 +143,8 @@ def select(
     if rows.empty:
         raise UserError(
             f"{', '.join(arguments.completions)}: none of the {len(completions):,} completions has a pair_id of "
-            f"{arguments.pairs} ({', '.join(arguments.splits)}), which begins with {pairs['pair_id'].iloc[0]!r}; the "
-            f"completions' with {completions['pair_id'].iloc[0]!r}. Were they made from other pairs?"
+            f"{arguments.pairs} ({', '.join(arguments.splits)}), which begin with {list(pairs['pair_id'][:1])}; the "
+            f"completions' with {list(completions['pair_id'][:1])}. Were they made from other pairs?"
         )
     wanted = PERSPECTIVES if arguments.target in ("mean", "concatenation") else (arguments.target,)
     keep = rows["perspective"].isin(wanted)
