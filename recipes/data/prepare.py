@@ -17,12 +17,12 @@ pair and its label are merged. Messages count rows from 0, without the header.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from recipes.arguments import UserError, parse, run, to_dict
+from recipes.record import write_json
 from recipes.schemas import PAIRS, SPLITS, LabelSchema, load_labels, write
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ def prepare(arguments: PrepareArguments) -> None:
     output = Path(arguments.output)
     for split, rows in splits.items():
         write(rows[[name for name in PAIRS.columns if name in rows]], output / f"{split}.parquet", PAIRS)
-    (output / "report.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(output / "report.json", report)
     _print_report(report)
     print(f"wrote {', '.join(f'{split}.parquet' for split in SPLITS)} and report.json to {output}")
     print(f"next: python -m recipes.rationales.build --pairs {output} --completions FILE --output rationales.parquet")

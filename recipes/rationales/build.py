@@ -14,11 +14,11 @@ parquet of rationales, and beside it a report of what was kept and why the rest 
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from recipes.arguments import UserError, parse, run, to_dict
+from recipes.record import write_json
 from recipes.schemas import COMPLETIONS, PERSPECTIVES, RATIONALES, SPLITS, load_labels, read, read_pairs, write
 
 if TYPE_CHECKING:
@@ -90,8 +90,7 @@ def build(arguments: BuildArguments) -> None:
 
     report = summary(rows, pairs, len(completions), counts) | {"arguments": to_dict(arguments)}
     path = write(rows[[name for name in RATIONALES.columns if name in rows]], arguments.output, RATIONALES)
-    report_path = path.with_name(f"{path.name}.report.json")
-    report_path.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    report_path = write_json(path.with_name(f"{path.name}.report.json"), report)
     _print_report(report)
     print(f"wrote {path} ({len(rows):,} rationales) and {report_path.name}")
     print(

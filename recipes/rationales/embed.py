@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from recipes.arguments import UserError, parse, run
-from recipes.minilm import MODEL_ID, WEIGHTS_SHA256, minilm_folder
+from recipes.minilm import MINILM_ID, MINILM_SHA256, minilm_folder, public_name
 from recipes.schemas import RATIONALES, read, write
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def embed(arguments: EmbedArguments) -> None:
     size = vectors.shape[1]
     print(f"wrote {path}: {len(rows):,} embeddings of {len(texts):,} texts, size {size}")
     print(f"encoder {encoder.name}, revision {encoder.revision}")
-    print(f"next: python -m recipes.student.distill with these rationales and reasoning_dim {size}")
+    print(f"next: python -m recipes.student.distill --rationales {path} --pairs DIR --encoder NAME --output DIR")
 
 
 def find_encoder(name: str, revision: str | None) -> Encoder:
@@ -111,11 +111,11 @@ def find_encoder(name: str, revision: str | None) -> Encoder:
     from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError
 
     if name == "minilm":
-        return Encoder(str(minilm_folder()), MODEL_ID, f"sha256:{WEIGHTS_SHA256}")
+        return Encoder(str(minilm_folder()), MINILM_ID, f"sha256:{MINILM_SHA256}")
     if Path(name).is_dir():
         if not (Path(name) / "modules.json").is_file():
             raise UserError(f"{name}: no modules.json; expected a folder that sentence-transformers saved.")
-        return Encoder(name, name, f"sha256:{folder_hash(Path(name))}")
+        return Encoder(name, public_name(name), f"sha256:{folder_hash(Path(name))}")
     try:
         # The cache keeps files by commit, so this resolves a branch or tag, online or from the cache alike.
         modules = Path(hf_hub_download(name, "modules.json", revision=revision))

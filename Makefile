@@ -1,0 +1,49 @@
+# Each target sets up what it needs in .venv. Python 3.10 to 3.13: `make PYTHON=python3.12 demo`.
+PYTHON ?= python3
+CONSTRAINTS := -c constraints.txt
+PIP := -m pip install --quiet --disable-pip-version-check
+
+.DEFAULT_GOAL := help
+.PHONY: help demo esci test test-oldest lint clean
+
+help:  ## Show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1|/' | column -t -s '|'
+
+demo: .venv/demo  ## Train, evaluate, save and reload LRKD students on the embedded marketplace (10 minutes, 2 cores)
+	.venv/bin/python -m recipes.demo
+
+esci: .venv/demo  ## Compare students on real ESCI pairs: make esci ESCI=FOLDER (hours; finished runs are kept)
+	.venv/bin/python -m recipes.student.bench --config recipes/configs/student/esci_bench.yaml --source $(ESCI)
+
+test: .venv/dev lint  ## Everything CI checks: lint, types, tests, and inference on the oldest transformers
+	.venv/bin/python -m pytest
+	$(MAKE) test-oldest
+
+test-oldest: .venv-oldest/done  ## Models and remote code on the oldest supported transformers
+	.venv-oldest/bin/python -m pytest tests/modeling --durations=3
+
+lint: .venv/dev  ## ruff and mypy
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+
+clean:  ## Remove the virtual environments and caches (runs/ stays)
+	rm -rf .venv .venv-oldest .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
+
+# One stamp an extra: `make demo` does not wait for the tools of the tests.
+.venv/demo .venv/dev: .venv/%: pyproject.toml constraints.txt | .venv/bin/python
+	@echo "Installing the '$*' extra into .venv (a few minutes the first time)"
+	.venv/bin/python $(PIP) $(CONSTRAINTS) --editable '.[$*]'
+	@touch $@
+
+.venv-oldest/done: pyproject.toml constraints-oldest.txt
+	$(PYTHON) -m venv .venv-oldest
+	@echo "Installing the oldest supported versions into .venv-oldest"
+	.venv-oldest/bin/python $(PIP) -c constraints-oldest.txt pytest hypothesis sentence-transformers --editable .
+	@touch $@
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' || \
+		{ echo "Python 3.10 to 3.13 is needed, $$($(PYTHON) --version) was found: make PYTHON=python3.12 ..."; exit 1; }
+	$(PYTHON) -m venv .venv
+	@.venv/bin/python $(PIP) --upgrade pip

@@ -1,0 +1,163 @@
+"""Configuration of LRKD models."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import AutoConfig, BertConfig, PretrainedConfig
+
+EXTRACTOR_TYPES = ("mlp", "poly", "gat", "none", "cls")
+POOLINGS = ("pooler", "cls", "mean")
+FUSES = ("raw", "projected")
+GUIDANCE_LOSSES = ("mse", "cosine", "infonce")
+GUIDANCE_REDUCTIONS = ("sum", "mean")
+
+
+class LRKDConfig(PretrainedConfig):
+    r"""Configuration of a cross-encoder with a latent reasoning extractor (arXiv 2601.21611, section 3.3).
+
+    Args:
+        encoder_config: Configuration of the encoder, any family that `AutoModel` knows (BERT, XLM-R, ModernBERT,
+            DeBERTa...), as an object or as a dict with `model_type`. Default: `BertConfig()`.
+        extractor_type: How the token vectors become the latent reasoning vector r_qp (appendix A): `mlp`, `poly`,
+            `gat`; `none` is a plain cross-encoder; `cls` is the ablation without extractor, r_qp := h_cls.
+        extractor_dim: Size of r_qp. None: the encoder's hidden size, which reproduces the parameter counts of the
+            paper's Table 2; its appendix B says 128, which contradicts them.
+        num_codes: Context codes of the poly extractor (eq. 12).
+        num_extractor_layers: Linear layers of the mlp extractor (eq. 10).
+        negative_slope: Slope of the LeakyReLU of the gat extractor (eq. 14).
+        pooling: What h_cls is: `pooler`, the encoder's own pooled output where it has one, else its first token's
+            vector; `cls`, the first token's vector; `mean`, the mean over the valid tokens. The last two build no
+            pooler. The paper says [CLS].
+        fuse: What is concatenated to h_cls for classification: `raw` r_qp, or its `projected` form.
+        reasoning_dim: Size of the embedding of the chain of thought (1024: BGE-M3).
+        guidance_weight: λ of eq. 9.
+        guidance_loss: `mse`, the squared error of eq. 8; `cosine`, 1 - cos; `infonce`, each embedding against
+            those of the other rows of the batch.
+        guidance_reduction: How the squared error is reduced over the embedding's dimensions: `sum` is eq. 8
+            to the letter; `mean` is `torch.nn.MSELoss`, reasoning_dim times smaller. The batch is always averaged.
+        guidance_temperature: Temperature of `infonce`.
+        classifier_dropout: Dropout on the fused vector before the classifier.
+        label_gains: Gain of each class, in the order of the logits; the expected gain ranks products.
+        temperature: Divides the logits before the softmax when calibrated probabilities are asked for.
+            `forward` returns the logits as they are.
+        tier_thresholds: Ascending scores that separate tiers 0, 1, 2...
+        kwargs: As in `PretrainedConfig`; `id2label` or `num_labels` set the classes.
+
+    Raises:
+        ValueError: An option has a value it cannot have; the message names it and what it can be.
+
+    Example:
+    >>> config = LRKDConfig(extractor_type="gat", id2label={0: "Exact", 1: "Irrelevant"}, reasoning_dim=384)
+    >>> config.hidden_size, config.num_labels
+    (768, 2)
+    """
+
+    model_type = "lrkd"
+    sub_configs = {"encoder_config": AutoConfig}  # noqa: RUF012  the name transformers reads
+    # Declared, or transformers takes it for a generation parameter and refuses to save.
+    temperature: float = 1.0
+    # Trainer gathers every output over the whole evaluation set; the metrics need the logits only.
+    keys_to_ignore_at_inference = [  # noqa: RUF012
+        "latent_reasoning",
+        "projected_reasoning",
+        "classification_loss",
+        "guidance_loss",
+        "hidden_states",
+        "attentions",
+    ]
+
+    def __init__(
+        self,
+        encoder_config: PretrainedConfig | dict[str, Any] | None = None,
+        extractor_type: str = "gat",
+        extractor_dim: int | None = None,
+        num_codes: int = 32,
+        num_extractor_layers: int = 2,
+        negative_slope: float = 0.2,
+        pooling: str = "pooler",
+        fuse: str = "raw",
+        reasoning_dim: int = 1024,
+        guidance_weight: float = 0.1,
+        guidance_loss: str = "mse",
+        guidance_reduction: str = "sum",
+        guidance_temperature: float = 0.05,
+        classifier_dropout: float = 0.1,
+        label_gains: list[float] | None = None,
+        temperature: float = 1.0,
+        tier_thresholds: list[float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if encoder_config is None:
+            encoder_config = BertConfig()
+        elif isinstance(encoder_config, dict):
+            if "model_type" not in encoder_config:
+                raise ValueError("encoder_config: a dict needs `model_type`, e.g. {'model_type': 'bert', ...}.")
+            options = {key: value for key, value in encoder_config.items() if key != "model_type"}
+            encoder_config = AutoConfig.for_model(encoder_config["model_type"], **options)
+        self.encoder_config: Any = encoder_config
+        self.extractor_type = _one_of("extractor_type", extractor_type, EXTRACTOR_TYPES)
+        self.extractor_dim = extractor_dim if extractor_dim is None else _positive("extractor_dim", extractor_dim)
+        self.num_codes = _positive("num_codes", num_codes)
+        self.num_extractor_layers = _positive("num_extractor_layers", num_extractor_layers)
+        self.negative_slope = negative_slope
+        self.pooling = _one_of("pooling", pooling, POOLINGS)
+        self.fuse = _one_of("fuse", fuse, FUSES)
+        self.reasoning_dim = _positive("reasoning_dim", reasoning_dim)
+        if guidance_weight < 0:
+            raise ValueError(f"guidance_weight: expected λ >= 0 (eq. 9), got {guidance_weight}.")
+        self.guidance_weight = guidance_weight
+        self.guidance_loss = _one_of("guidance_loss", guidance_loss, GUIDANCE_LOSSES)
+        self.guidance_reduction = _one_of("guidance_reduction", guidance_reduction, GUIDANCE_REDUCTIONS)
+        self.guidance_temperature = _positive("guidance_temperature", guidance_temperature)
+        self.classifier_dropout = classifier_dropout
+        self.label_gains = label_gains
+        self.temperature = _positive("temperature", temperature)
+        self.tier_thresholds = tier_thresholds
+        super().__init__(**kwargs)
+        if label_gains is not None and len(label_gains) != self.num_labels:
+            raise ValueError(f"label_gains: expected {self.num_labels} gains, one a label, got {len(label_gains)}.")
+        if tier_thresholds is not None and list(tier_thresholds) != sorted(tier_thresholds):
+            raise ValueError(f"tier_thresholds: expected ascending scores, got {tier_thresholds}.")
+
+    @property
+    def hidden_size(self) -> int:
+        """Size of the encoder's token vectors."""
+        return int(self.encoder_config.hidden_size)
+
+    @hidden_size.setter
+    def hidden_size(self, value: int) -> None:
+        self.encoder_config.hidden_size = value
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the encoder's token embeddings; `resize_token_embeddings` sets it."""
+        return int(self.encoder_config.vocab_size)
+
+    @vocab_size.setter
+    def vocab_size(self, value: int) -> None:
+        self.encoder_config.vocab_size = value
+
+    @property
+    def max_position_embeddings(self) -> int:
+        """Longest input of the encoder, in tokens."""
+        return int(self.encoder_config.max_position_embeddings)
+
+    @property
+    def latent_dim(self) -> int:
+        """Size of r_qp: the hidden size unless an extractor of its own size makes it."""
+        if self.extractor_dim is None or self.extractor_type == "cls":
+            return self.hidden_size
+        return self.extractor_dim
+
+
+def _one_of(name: str, value: str, choices: tuple[str, ...]) -> str:
+    if value not in choices:
+        raise ValueError(f"{name}: expected one of {', '.join(choices)}, got {value!r}.")
+    return value
+
+
+def _positive(name: str, value: Any) -> Any:
+    if not value > 0:
+        raise ValueError(f"{name}: expected a positive number, got {value!r}.")
+    return value

@@ -1,0 +1,421 @@
+"""LRKD models: an encoder, a latent reasoning extractor, and a relevance classifier (arXiv 2601.21611, section 3.3)."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers.utils import ModelOutput
+
+from .configuration_lrkd import LRKDConfig
+from .extractors_lrkd import GATExtractor, MLPExtractor, PolyExtractor, mean_weights, weighted_sum
+
+# save_pretrained records only the class being saved; a folder is to load through either.
+AUTO_MAP = {
+    "AutoConfig": "configuration_lrkd.LRKDConfig",
+    "AutoModel": "modeling_lrkd.LRKDModel",
+    "AutoModelForSequenceClassification": "modeling_lrkd.LRKDForSequenceClassification",
+}
+
+
+@dataclass
+class LRKDModelOutput(ModelOutput):
+    """Output of `LRKDModel`.
+
+    Attributes:
+        last_hidden_state: Token vectors H, `(batch, length, hidden)`.
+        pooler_output: h_cls, `(batch, hidden)`.
+        latent_reasoning: r_qp, `(batch, latent)`; None for `extractor_type="none"`.
+        projected_reasoning: r_qp in the space of the chain-of-thought embeddings, `(batch, reasoning_dim)`; None
+            for `extractor_type="none"`.
+        hidden_states: Layer outputs of the encoder, `(batch, length, hidden)` each, if asked for.
+        attentions: Attention weights of the encoder, `(batch, heads, length, length)` each, if asked for.
+    """
+
+    last_hidden_state: Tensor | None = None
+    pooler_output: Tensor | None = None
+    latent_reasoning: Tensor | None = None
+    projected_reasoning: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+
+@dataclass
+class LRKDSequenceClassifierOutput(ModelOutput):
+    """Output of `LRKDForSequenceClassification`.
+
+    Attributes:
+        loss: Eq. 9, scalar; of what is given: labels, embeddings, or both.
+        logits: z of eq. 7, before the softmax, `(batch, labels)`.
+        latent_reasoning: r_qp, `(batch, latent)`; None for `extractor_type="none"`.
+        projected_reasoning: r_qp in the space of the chain-of-thought embeddings, `(batch, reasoning_dim)`.
+        classification_loss: Eq. 7, scalar; None without labels.
+        guidance_loss: Eq. 8 before the weight λ, scalar; None without embeddings.
+        hidden_states: Layer outputs of the encoder, `(batch, length, hidden)` each, if asked for.
+        attentions: Attention weights of the encoder, `(batch, heads, length, length)` each, if asked for.
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    latent_reasoning: Tensor | None = None
+    projected_reasoning: Tensor | None = None
+    classification_loss: Tensor | None = None
+    guidance_loss: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+
+class LRKDPreTrainedModel(PreTrainedModel):
+    """Weights, loading and saving that all LRKD models share."""
+
+    config_class = LRKDConfig
+    # No prefix: both models keep `encoder`, `extractor` and `reasoning_projection` at their top level, so that a
+    # checkpoint of either loads into the other.
+    base_model_prefix = ""
+    supports_gradient_checkpointing = True
+    # The encoder checks its own support when it is built.
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_attention_backend = True
+    # `forward` returns a loss averaged over the batch: Trainer has to divide by the accumulation steps.
+    accepts_loss_kwargs = False
+
+    def _init_weights(self, module: nn.Module) -> None:
+        # The encoder initialises its own modules. torch.nn.init leaves loaded weights alone while transformers loads.
+        std = getattr(self.config.encoder_config, "initializer_range", 0.02)
+        if isinstance(module, GATExtractor):
+            nn.init.xavier_uniform_(module.projection.weight)
+            nn.init.normal_(module.attention, std=module.attention.numel() ** -0.5)
+        elif isinstance(module, PolyExtractor):
+            nn.init.normal_(module.codes, std=module.codes.shape[1] ** -0.5)
+        elif isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=std)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Return the token embeddings of the encoder."""
+        return self.encoder.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the token embeddings of the encoder."""
+        self.encoder.set_input_embeddings(value)
+
+    def save_pretrained(self, save_directory: str, *args: Any, **kwargs: Any) -> None:
+        """Save weights (safetensors), configuration and the code that loads them without this package installed."""
+        self.config.auto_map = dict(AUTO_MAP)
+        super().save_pretrained(save_directory, *args, **kwargs)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """Load a checkpoint as `PreTrainedModel.from_pretrained` does, from safetensors only.
+
+        Raises:
+            OSError: There is no safetensors file, or it is truncated or damaged.
+        """
+        kwargs.setdefault("use_safetensors", True)
+        try:
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        except SafetensorError as error:
+            raise OSError(
+                f"{pretrained_model_name_or_path}: model.safetensors is truncated or damaged ({error}). Download the "
+                "checkpoint again, or save the model again."
+            ) from error
+
+
+class LRKDModel(LRKDPreTrainedModel):
+    r"""Encoder and latent reasoning extractor, without a head.
+
+    Args:
+        config: An `LRKDConfig`. No weights are loaded; use `from_pretrained` for that.
+
+    Attributes:
+        encoder: The model of `config.encoder_config`.
+        extractor: Maps H to r_qp (eq. 6); None for `extractor_type` `none` and `cls`.
+        reasoning_projection: Linear, r_qp to the chain-of-thought embedding; None for `none`. The paper sets
+            r_qp beside an embedding of another size without saying how; this layer is ours.
+    """
+
+    def __init__(self, config: LRKDConfig) -> None:
+        super().__init__(config)
+        self.encoder = AutoModel.from_config(config.encoder_config)
+        if config.pooling != "pooler" and getattr(self.encoder, "pooler", None) is not None:
+            self.encoder.pooler = None  # unused parameters stop distributed training
+        self.extractor = _build_extractor(config)
+        self.reasoning_projection = (
+            None if config.extractor_type == "none" else nn.Linear(config.latent_dim, config.reasoning_dim)
+        )
+        self._encoder_arguments = frozenset(inspect.signature(self.encoder.forward).parameters)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> LRKDModelOutput | tuple[Any, ...]:
+        """Encode `[query; product]` and extract the latent reasoning.
+
+        Args:
+            input_ids: Token ids, `(batch, length)`.
+            attention_mask: 1 for tokens, 0 for padding, `(batch, length)`; all ones by default.
+            token_type_ids: Segment of each token, `(batch, length)`; left out for encoders that take none.
+            position_ids: Positions, `(batch, length)`.
+            inputs_embeds: Token embeddings instead of ids, `(batch, length, hidden)`.
+            output_attentions: Return the attention weights (needs `attn_implementation="eager"`).
+            output_hidden_states: Return the output of every layer.
+            return_dict: False: a tuple.
+
+        Raises:
+            ValueError: A row of the mask has no valid token.
+        """
+        output = self._encode(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+        )
+        return output.to_tuple() if return_dict is False else output
+
+    def _encode(
+        self, input_ids: Tensor | None, attention_mask: Tensor | None, inputs_embeds: Tensor | None, **options: Any
+    ) -> LRKDModelOutput:
+        given = input_ids if input_ids is not None else inputs_embeds
+        if given is None:
+            raise ValueError("forward needs `input_ids` or `inputs_embeds`.")
+        if attention_mask is None:
+            attention_mask = torch.ones(given.shape[:2], dtype=torch.long, device=given.device)
+        mask = attention_mask.bool()
+        if not _is_tracing() and not bool(mask.any(dim=1).all()):
+            row = int((~mask.any(dim=1)).nonzero()[0])
+            raise ValueError(f"attention_mask: row {row} has no valid token; every row needs at least one.")
+        if "token_type_ids" not in self._encoder_arguments:
+            options["token_type_ids"] = None
+        options |= {"input_ids": input_ids, "attention_mask": attention_mask, "inputs_embeds": inputs_embeds}
+        encoded = self.encoder(**{name: value for name, value in options.items() if value is not None})
+        hidden_states = encoded.last_hidden_state  # (batch, length, hidden)
+        pooled = self._pool(encoded, mask)  # (batch, hidden)
+        latent = self._extract(hidden_states, mask, pooled)  # (batch, latent)
+        return LRKDModelOutput(
+            last_hidden_state=hidden_states,
+            pooler_output=pooled,
+            latent_reasoning=latent,
+            projected_reasoning=None if self.reasoning_projection is None else self.reasoning_projection(latent),
+            hidden_states=encoded.get("hidden_states"),
+            attentions=encoded.get("attentions"),
+        )
+
+    def _pool(self, encoded: Any, mask: Tensor) -> Tensor:
+        if self.config.pooling == "mean":
+            return weighted_sum(mean_weights(mask), encoded.last_hidden_state)
+        pooled = encoded.get("pooler_output") if self.config.pooling == "pooler" else None
+        return encoded.last_hidden_state[:, 0] if pooled is None else pooled
+
+    def _extract(self, hidden_states: Tensor, mask: Tensor, pooled: Tensor) -> Tensor | None:
+        if self.extractor is not None:
+            latent: Tensor = self.extractor(hidden_states, mask)
+            return latent
+        return pooled if self.config.extractor_type == "cls" else None
+
+
+class LRKDForSequenceClassification(LRKDModel):
+    r"""Cross-encoder that classifies relevance from `[h_cls ; r_qp]` (eq. 6-9).
+
+    A plain `transformers.Trainer` trains it: give it `labels` and, for the rows that have one, the frozen
+    embedding of a chain of thought. The extractor stays at inference.
+
+    Attributes:
+        classifier: Linear, `[h_cls ; r_qp]` to the labels; h_cls alone for `extractor_type` `none` and `cls`.
+
+    Example:
+    >>> from transformers import BertConfig
+    >>> tiny = BertConfig(vocab_size=99, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
+    >>> config = LRKDConfig(encoder_config=tiny, extractor_type="gat", reasoning_dim=4, num_labels=3)
+    >>> model = LRKDForSequenceClassification(config)
+    >>> output = model(torch.tensor([[1, 2, 3]]), labels=torch.tensor([2]), cot_embeddings=torch.ones(1, 4))
+    >>> output.logits.shape, output.latent_reasoning.shape, output.projected_reasoning.shape
+    (torch.Size([1, 3]), torch.Size([1, 8]), torch.Size([1, 4]))
+    >>> torch.allclose(output.loss, output.classification_loss + 0.1 * output.guidance_loss)
+    True
+    """
+
+    def __init__(self, config: LRKDConfig) -> None:
+        super().__init__(config)
+        fused_size = config.hidden_size
+        if config.extractor_type in ("mlp", "poly", "gat"):
+            fused_size += config.latent_dim if config.fuse == "raw" else config.reasoning_dim
+        self.dropout = nn.Dropout(config.classifier_dropout)
+        self.classifier = nn.Linear(fused_size, config.num_labels)
+        self.post_init()
+
+    @classmethod
+    def from_encoder(
+        cls,
+        name_or_path: str,
+        *,
+        revision: str | None = None,
+        attn_implementation: str | None = None,
+        **config_kwargs: Any,
+    ) -> LRKDForSequenceClassification:
+        """Build a student around a pretrained encoder; extractor, projection and classifier start at random.
+
+        Args:
+            name_or_path: Encoder on the Hub or in a local folder, e.g. `bert-base-multilingual-uncased`.
+            revision: Commit, tag or branch of the encoder on the Hub.
+            attn_implementation: `sdpa`, `eager`...; the encoder's default if None.
+            config_kwargs: Options of `LRKDConfig`, e.g. `extractor_type="poly"`, `id2label={0: "Exact", ...}`.
+
+        Raises:
+            TypeError: `config_kwargs` holds a name that `LRKDConfig` does not know.
+        """
+        known = {*inspect.signature(LRKDConfig.__init__).parameters, "id2label", "label2id", "num_labels"}
+        known -= {"self", "kwargs", "encoder_config"}
+        unknown = sorted(set(config_kwargs) - known)
+        if unknown:
+            raise TypeError(
+                f"from_encoder: unknown option {unknown[0]!r}; LRKDConfig knows {', '.join(sorted(known))}."
+            )
+        encoder_config = AutoConfig.from_pretrained(name_or_path, revision=revision)
+        encoder = AutoModel.from_pretrained(
+            name_or_path, config=encoder_config, revision=revision, attn_implementation=attn_implementation
+        )
+        model = cls(LRKDConfig(encoder_config=encoder.config, **config_kwargs))
+        state = encoder.state_dict()
+        if model.encoder.state_dict().keys() != state.keys():  # pooling other than `pooler` builds none
+            state = {name: tensor for name, tensor in state.items() if not name.startswith("pooler.")}
+        model.encoder.load_state_dict(state)
+        return model.to(encoder.dtype)
+
+    def forward(  # type: ignore[override]
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        cot_embeddings: Tensor | None = None,
+        cot_mask: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> LRKDSequenceClassifierOutput | tuple[Any, ...]:
+        """Classify pairs, and compute eq. 9 of what is given.
+
+        Args:
+            input_ids: See `LRKDModel.forward`, as for the arguments up to `inputs_embeds`.
+            attention_mask: See there.
+            token_type_ids: See there.
+            position_ids: See there.
+            inputs_embeds: See there.
+            labels: Class of each row, `(batch,)`.
+            cot_embeddings: Frozen embedding of each row's chain of thought, `(batch, reasoning_dim)`.
+            cot_mask: 1 for the rows that have one, `(batch,)`; all by default. Rows at 0 add no guidance, and
+                what stands in their embedding is not looked at.
+            output_attentions: See there.
+            output_hidden_states: See there.
+            return_dict: See there.
+
+        Raises:
+            ValueError: A mask without a valid token, an embedding of another size than `reasoning_dim`, or one
+                that is not finite in a row that counts.
+        """
+        features = self._encode(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+        )
+        logits = self.classifier(self.dropout(self._fuse(features)))
+        classification_loss = None if labels is None else F.cross_entropy(logits.float(), labels)  # eq. 7
+        guidance_loss = None
+        if cot_embeddings is not None and features.projected_reasoning is not None:
+            guidance_loss = self._guidance(features.projected_reasoning, cot_embeddings, cot_mask)
+        output = LRKDSequenceClassifierOutput(
+            loss=_total(classification_loss, guidance_loss, self.config.guidance_weight),
+            logits=logits,
+            latent_reasoning=features.latent_reasoning,
+            projected_reasoning=features.projected_reasoning,
+            classification_loss=classification_loss,
+            guidance_loss=guidance_loss,
+            hidden_states=features.hidden_states,
+            attentions=features.attentions,
+        )
+        return output.to_tuple() if return_dict is False else output
+
+    def _fuse(self, features: Any) -> Tensor:
+        """h_fuse of section 3.3.2, `(batch, hidden + latent)`."""
+        if self.config.extractor_type in ("none", "cls"):  # `cls`: the fused vector would repeat h_cls
+            return features.pooler_output
+        reasoning = features.latent_reasoning if self.config.fuse == "raw" else features.projected_reasoning
+        return torch.cat([features.pooler_output, reasoning], dim=1)
+
+    def _guidance(self, projected: Tensor, embeddings: Tensor, mask: Tensor | None) -> Tensor:
+        """Eq. 8 averaged over the batch: rows without an embedding count as rows, with no guidance.
+
+        Dividing by the whole batch keeps the weight of a guided row the same in every batch, so that gradient
+        accumulation and data parallel training give the same sum as one large batch.
+        """
+        if embeddings.shape != projected.shape:
+            raise ValueError(
+                f"cot_embeddings: expected shape {tuple(projected.shape)} (batch, reasoning_dim), got "
+                f"{tuple(embeddings.shape)}. Set `reasoning_dim` to the size of the embeddings."
+            )
+        guided = torch.ones(len(projected), device=projected.device) if mask is None else mask
+        guided = guided.bool()
+        if not _is_tracing() and not bool(torch.isfinite(embeddings[guided]).all()):
+            raise ValueError("cot_embeddings: NaN or infinite values in a row whose cot_mask is 1. Embed it again.")
+        projected = projected.float()
+        embeddings = embeddings.float().masked_fill(~guided.unsqueeze(1), 0.0)
+        if self.config.guidance_loss == "mse":
+            squared = (projected - embeddings).square()
+            rows = squared.sum(dim=1) if self.config.guidance_reduction == "sum" else squared.mean(dim=1)
+        elif self.config.guidance_loss == "cosine":
+            rows = 1.0 - F.cosine_similarity(projected, embeddings, dim=1)
+        else:
+            similarity = F.normalize(projected, dim=1) @ F.normalize(embeddings, dim=1).T  # (row, embedding)
+            similarity = (similarity / self.config.guidance_temperature).masked_fill(~guided, -torch.inf)
+            target = torch.arange(len(projected), device=projected.device)
+            # A row without guidance would be its own impossible target: give it a finite one, weighted 0 below.
+            target = torch.where(guided, target, guided.float().argmax())
+            rows = F.cross_entropy(similarity, target, reduction="none") if bool(guided.any()) else projected.sum(1) * 0
+        return rows.masked_fill(~guided, 0.0).mean()
+
+
+def _build_extractor(config: Any) -> nn.Module | None:
+    if config.extractor_type == "mlp":
+        return MLPExtractor(config.hidden_size, config.latent_dim, config.num_extractor_layers)
+    if config.extractor_type == "poly":
+        return PolyExtractor(config.hidden_size, config.latent_dim, config.num_codes)
+    if config.extractor_type == "gat":
+        return GATExtractor(config.hidden_size, config.latent_dim, config.negative_slope)
+    return None
+
+
+def _total(classification: Tensor | None, guidance: Tensor | None, weight: float) -> Tensor | None:
+    """Eq. 9 of what is there."""
+    if guidance is None:
+        return classification
+    return weight * guidance if classification is None else classification + weight * guidance
+
+
+def _is_tracing() -> bool:
+    """Whether the graph is being recorded, where checks on values cannot be."""
+    return torch.jit.is_tracing() or torch.compiler.is_compiling()  # type: ignore[attr-defined]

