@@ -21,7 +21,7 @@ from __future__ import annotations
 import difflib
 import functools
 import sys
-from argparse import RawDescriptionHelpFormatter
+from argparse import SUPPRESS, RawDescriptionHelpFormatter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -58,19 +58,24 @@ def parse(cls: type[T], description: str | None, argv: Sequence[str] | None = No
     # transformers is slower to import than everything else here together, so --help pays for it only once.
     from transformers import HfArgumentParser
 
+    # Without abbreviations: `--conf x.yaml` would be taken for --config only after the file should have been read.
     parser = HfArgumentParser(
         cls, description=description, formatter_class=RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--config", help="YAML file with any of the options below; the command line wins.")
+    required = [action.dest for action in parser._actions if action.required]
+    for action in parser._actions:
+        # Only what is typed comes out of argparse: it would convert the file's strings and blame the command line.
+        action.required = False
+        if action.dest != "help":
+            action.default = SUPPRESS
     argv = list(sys.argv[1:] if argv is None else argv)
     config_path = _config_path(argv)
-    if config_path is not None:
-        parser.set_defaults(**read_yaml(cls, config_path))
-        for action in parser._actions:
-            if action.default is not None:
-                action.required = False
-    values = vars(parser.parse_args(argv))
-    values.pop("config")
+    typed = vars(parser.parse_args(argv))
+    typed.pop("config", None)
+    values = {**(read_yaml(cls, config_path) if config_path is not None else {}), **typed}
+    if missing := [f"--{name}" for name in required if name not in values]:
+        parser.error(f"the following arguments are required: {', '.join(missing)}")
     return build(cls, values, source=config_path or "command line")
 
 
@@ -96,6 +101,8 @@ def read_yaml(cls: type, path: str | Path) -> dict[str, Any]:
         raise UserError(
             f"{path}: no such file. Pass the path of a YAML recipe, e.g. one of recipes/configs/."
         ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not a readable UTF-8 text file ({error}).") from None
     try:
         values = yaml.safe_load(text) or {}
     except yaml.YAMLError as error:

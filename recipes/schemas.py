@@ -158,8 +158,10 @@ def read(path: str | Path, contract: Contract) -> pd.DataFrame:
     return table.to_pandas()
 
 
-def write(frame: pd.DataFrame, path: str | Path, contract: Contract) -> Path:
+def write(frame: pd.DataFrame | pa.Table, path: str | Path, contract: Contract) -> Path:
     """Check a table and write it as parquet, whole or not at all: a killed or full-disk write leaves the old file.
+
+    A pyarrow table keeps its own types (fixed-size vectors); a pandas frame gets pyarrow's.
 
     Raises:
         UserError: The contract is broken, or the disk refuses the file.
@@ -168,7 +170,7 @@ def write(frame: pd.DataFrame, path: str | Path, contract: Contract) -> Path:
     import pyarrow.parquet as pq
 
     path = Path(path)
-    table = pa.Table.from_pandas(frame, preserve_index=False)
+    table = frame if isinstance(frame, pa.Table) else pa.Table.from_pandas(frame, preserve_index=False)
     check(table, contract, source=path)
     make_folder(path.parent)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
