@@ -290,10 +290,9 @@ class LRKDForSequenceClassification(LRKDModel):
                 f"from_encoder: unknown option {unknown[0]!r}; LRKDConfig knows {', '.join(sorted(known))}."
             )
         encoder_config = AutoConfig.from_pretrained(name_or_path, revision=revision)
-        encoder = AutoModel.from_pretrained(
-            name_or_path, config=encoder_config, revision=revision, attn_implementation=attn_implementation
-        )
-        model = cls(LRKDConfig(encoder_config=encoder.config, **config_kwargs))
+        encoder = AutoModel.from_pretrained(name_or_path, config=encoder_config, revision=revision)
+        requested = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
+        model = cls._from_config(LRKDConfig(encoder_config=encoder.config, **config_kwargs), **requested)
         state = encoder.state_dict()
         if model.encoder.state_dict().keys() != state.keys():  # pooling other than `pooler` builds none
             state = {name: tensor for name, tensor in state.items() if not name.startswith("pooler.")}

@@ -57,6 +57,9 @@ class DistillArguments:
     guidance_weight: float = field(default=0.1, metadata={"help": "λ of eq. 9; 0 switches the guidance off."})
     guidance_loss: Literal["mse", "cosine", "infonce"] = field(default="mse", metadata={"help": "Eq. 8 is mse."})
     guidance_reduction: Literal["sum", "mean"] = field(default="sum", metadata={"help": "Over dimensions; eq. 8: sum."})
+    encoder_dropout: float | None = field(
+        default=None, metadata={"help": "Of every layer of the encoder, attention too (None: its own)."}
+    )
     classifier_dropout: float = field(default=0.1, metadata={"help": "Dropout before the classifier."})
     max_length: int = field(default=128, metadata={"help": "Longest input in tokens."})
     learning_rate: float = field(default=2e-6, metadata={"help": "Of the encoder, and of the head unless it has one."})
@@ -70,6 +73,9 @@ class DistillArguments:
     warmup_ratio: float = field(default=0.0, metadata={"help": "Share of the steps (the paper states none)."})
     lr_scheduler: str = field(default="linear", metadata={"help": "As in transformers.TrainingArguments."})
     max_grad_norm: float = field(default=1.0, metadata={"help": "Gradients are clipped to this norm."})
+    attn_implementation: Literal["sdpa", "eager"] | None = field(
+        default=None, metadata={"help": "None: the encoder's own; on CPUs eager trains faster (its backward)."}
+    )
     precision: Literal["float32", "bfloat16", "auto"] = field(
         default="float32",
         metadata={"help": "bfloat16: autocast. auto: bfloat16 where the hardware multiplies it, GPU or CPU."},
@@ -254,6 +260,7 @@ def _build_trainer(
     model = LRKDForSequenceClassification.from_encoder(
         encoder,
         revision=revision,
+        attn_implementation=arguments.attn_implementation,
         extractor_type=arguments.extractor_type,
         extractor_dim=arguments.extractor_dim,
         pooling=arguments.pooling,
@@ -267,6 +274,10 @@ def _build_trainer(
         label2id=schema.label2id,
         label_gains=schema.gains,
     )
+    if arguments.encoder_dropout is not None:
+        for module in model.encoder.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = arguments.encoder_dropout
     model.config.encoder_config._name_or_path = public_name(arguments.encoder)  # config.json travels
     train = PairDataset(pairs["train"], tokenizer, schema.label2id, arguments.max_length, embeddings)
     validation = PairDataset(pairs["validation"], tokenizer, schema.label2id, arguments.max_length, sort_by_length=True)

@@ -366,6 +366,13 @@ def test_from_encoder_takes_the_pretrained_weights(family, pooling, tmp_path):
     torch.testing.assert_close(LRKDModel.forward(model, **batch).last_hidden_state, encoder(**batch).last_hidden_state)
 
 
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+def test_from_encoder_takes_the_attention_asked_for(implementation, tmp_path):
+    folder = save_tiny_encoder(tmp_path)
+    model = LRKDForSequenceClassification.from_encoder(str(folder), attn_implementation=implementation)
+    assert model.encoder.config._attn_implementation == implementation
+
+
 def test_from_encoder_refuses_an_unknown_option(tmp_path):
     folder = save_tiny_encoder(tmp_path)
     with pytest.raises(TypeError, match=r"unknown option 'extractor'.*extractor_type"):
