@@ -28,11 +28,14 @@ from typing import TYPE_CHECKING, Literal
 
 from recipes.arguments import UserError, parse, run
 from recipes.minilm import MINILM_ID, MINILM_SHA256, minilm_folder, public_name
+from recipes.record import sha256
 from recipes.schemas import RATIONALES, read, write
 
 if TYPE_CHECKING:
     import numpy as np
     from sentence_transformers import SentenceTransformer
+
+MARK = b"lrkd_embedded_from"  # in the metadata of the output: what it was made of
 
 
 @dataclass
@@ -70,6 +73,7 @@ def main() -> None:
 def embed(arguments: EmbedArguments) -> None:
     """Read, embed what is not embedded yet, and write."""
     import pyarrow as pa
+    import pyarrow.parquet as pq
 
     if min(arguments.max_length, arguments.batch_size, arguments.shard_size) < 1:
         raise UserError("max_length, batch_size, shard_size: expected at least 1 each.")
@@ -77,6 +81,13 @@ def embed(arguments: EmbedArguments) -> None:
     if rows.empty:
         raise UserError(f"{arguments.rationales}: no rows. Make it again with {RATIONALES.made_by}.")
     encoder = find_encoder(arguments.encoder, arguments.revision)
+    mark = fingerprint([sha256(arguments.rationales)], encoder, arguments)
+    if (
+        Path(arguments.output).is_file()
+        and (pq.read_schema(arguments.output).metadata or {}).get(MARK) == mark.encode()
+    ):
+        print(f"{arguments.output} already holds these embeddings.")
+        return
     # Longest first: a batch that does not fit in memory fails at once, and batches hold texts of one length.
     texts = sorted(set(rows["rationale"]), key=lambda text: (-len(text), text))
     work = Path(f"{arguments.output}.work")
@@ -93,6 +104,7 @@ def embed(arguments: EmbedArguments) -> None:
         if name in table.column_names:
             table = table.drop_columns(name)
         table = table.append_column(name, column)
+    table = table.replace_schema_metadata({**table.schema.metadata, MARK: mark})
     path = write(table, arguments.output, RATIONALES)
     shutil.rmtree(work)
     size = vectors.shape[1]

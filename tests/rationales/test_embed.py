@@ -108,6 +108,19 @@ def test_embedding_again_replaces_the_embeddings(rationales, encoder_folder, tmp
     assert pq.read_table(tmp_path / "one.parquet").equals(pq.read_table(tmp_path / "two.parquet"))
 
 
+def test_what_is_embedded_is_not_embedded_again(rationales, encoder_folder, tmp_path, capsys):
+    arguments = EmbedArguments(str(rationales), str(encoder_folder), str(tmp_path / "out.parquet"))
+    embed(arguments)
+    before = (tmp_path / "out.parquet").stat().st_mtime_ns
+    embed(arguments)
+    assert "already holds these embeddings" in capsys.readouterr().out
+    assert (tmp_path / "out.parquet").stat().st_mtime_ns == before
+    rows = read(rationales, RATIONALES).assign(rationale="another reason", perspective=lambda rows: rows.index.map(str))
+    write(rows, rationales, RATIONALES)
+    embed(arguments)
+    assert set(read(tmp_path / "out.parquet", RATIONALES)["rationale"]) == {"another reason"}
+
+
 def test_bfloat16_is_close_and_stored_as_float32(rationales, encoder_folder, tmp_path):
     embed(options(rationales, encoder_folder, tmp_path / "full.parquet"))
     embed(options(rationales, encoder_folder, tmp_path / "half.parquet", dtype="bfloat16"))
@@ -162,12 +175,14 @@ def test_a_change_is_noticed_and_starts_over(rationales, encoder_folder, tmp_pat
     shutil.copytree(encoder_folder, broken)
     embed(options(rationales, broken, output, shard_size=8))
     expected = pq.read_table(output)
+    output.unlink()  # a finished output would be left as it is
     work = tmp_path / "cot.parquet.work"
     # A work folder of an earlier run, its one shard full of zeros: to be used only where nothing changed.
     leave_work(rationales, broken, work)
     embed(options(rationales, broken, output, shard_size=8))
     assert not pq.read_table(output).equals(expected)
 
+    output.unlink()
     leave_work(rationales, broken, work)
     others = {}
     if change == "texts":
