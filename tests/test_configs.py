@@ -1,0 +1,89 @@
+"""Every recipe parses through the parser of its verb, and the tiny ones run, one after the other, as written."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from recipes.arguments import build, read_yaml
+from recipes.data.bazaar import BazaarArguments
+from recipes.data.prepare import PrepareArguments
+from recipes.evaluate.run import RunArguments
+from recipes.rationales.build import BuildArguments
+from recipes.rationales.embed import EmbedArguments
+from recipes.student.bench import BenchArguments, plan
+from recipes.student.distill import DistillArguments
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = ROOT / "recipes" / "configs"
+VERBS = {
+    "data/bazaar.yaml": BazaarArguments,
+    "data/esci.yaml": PrepareArguments,
+    "data/esci_local.yaml": PrepareArguments,
+    "evaluate/esci.yaml": RunArguments,
+    "rationales/build.yaml": BuildArguments,
+    "rationales/embed.yaml": EmbedArguments,
+    "student/bazaar_minilm.yaml": DistillArguments,
+    "student/demo_bench.yaml": BenchArguments,
+    "student/esci_bench.yaml": BenchArguments,
+    "student/esci_minilm.yaml": DistillArguments,
+    "student/esci_tune.yaml": BenchArguments,
+    "student/paper_esci.yaml": DistillArguments,
+    "tiny/bazaar.yaml": BazaarArguments,
+    "tiny/bench.yaml": BenchArguments,
+    "tiny/embed.yaml": EmbedArguments,
+    "tiny/evaluate.yaml": RunArguments,
+    "tiny/rationales.yaml": BuildArguments,
+    "tiny/student.yaml": DistillArguments,
+}
+# What a recipe may leave to the command line.
+GIVEN_LATER = {"source": ["x"], "completions": ["x"], **dict.fromkeys(("output", "model", "pairs", "rationales"), "x")}
+
+
+def test_no_recipe_is_forgotten():
+    found = {path.relative_to(CONFIGS).as_posix() for path in CONFIGS.rglob("*.yaml")}
+    assert found - {"accelerate/two_cpu_processes.yaml"} == set(VERBS)
+
+
+@pytest.mark.parametrize("name", VERBS)
+def test_a_recipe_parses(name, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    verb = VERBS[name]
+    values = read_yaml(verb, CONFIGS / name)
+    missing = {
+        key: value for key, value in GIVEN_LATER.items() if key in verb.__dataclass_fields__ and key not in values
+    }
+    arguments = build(verb, {**values, **missing}, name)
+    if verb is BenchArguments:
+        assert plan(arguments)
+    assert yaml.safe_load((CONFIGS / name).read_text())
+
+
+def test_the_paper_recipe_has_the_papers_values():
+    recipe = read_yaml(DistillArguments, CONFIGS / "student" / "paper_esci.yaml")
+    paper = {"batch_size": 256, "learning_rate": 2e-6, "epochs": 5, "max_length": 128, "guidance_weight": 0.1}
+    assert {name: float(recipe[name]) for name in paper} == paper
+
+
+def test_the_tiny_recipes_run(tmp_path):
+    """In another folder than the checkout's, so that what they write stays there."""
+    (tmp_path / "recipes").symlink_to(ROOT / "recipes")
+    (tmp_path / "modeling_lrkd").symlink_to(ROOT / "modeling_lrkd")
+    for command in (
+        "recipes.data.bazaar --config recipes/configs/tiny/bazaar.yaml --output runs/tiny/bazaar",
+        "recipes.teacher.scripted --pairs runs/tiny/bazaar --output runs/tiny/completions.parquet",
+        "recipes.rationales.build --config recipes/configs/tiny/rationales.yaml",
+        "recipes.rationales.embed --config recipes/configs/tiny/embed.yaml",
+        "recipes.student.distill --config recipes/configs/tiny/student.yaml",
+        "recipes.evaluate.run --config recipes/configs/tiny/evaluate.yaml",
+        "recipes.student.bench --config recipes/configs/tiny/bench.yaml",
+    ):
+        result = subprocess.run(
+            [sys.executable, "-m", *command.split()], cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+        assert result.returncode == 0, f"{command}\n{result.stderr[-3000:]}"
+    assert "lrkd-gat" in result.stdout
+    for written in ("student/model.safetensors", "evaluation/metrics.json", "bench/comparison/plot.png"):
+        assert (tmp_path / "runs" / "tiny" / written).is_file()
