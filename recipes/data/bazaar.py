@@ -24,7 +24,8 @@ from recipes.arguments import UserError, parse, run, to_dict
 from recipes.data.bazaar_catalogue import LOCALES, load_catalogue
 from recipes.data.bazaar_market import KINDS, Market
 from recipes.data.bazaar_rules import STRUCTURES, label, to_json
-from recipes.data.bazaar_text import Writer, normalise
+from recipes.data.bazaar_text import Writer
+from recipes.data.text import normalise
 from recipes.schemas import PAIRS, SPLITS, make_folder, write
 
 if TYPE_CHECKING:

@@ -155,16 +155,6 @@ class Writer:
         return " ".join(parts[part] for part in order.split() if parts[part])
 
 
-def normalise(text: str) -> str:
-    """Reduce a text to what makes it the same text: letters and digits, whatever their width, case and punctuation.
-
-    >>> normalise("ＴＶ  43Q, (Black)")
-    'tv 43q black'
-    """
-    text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
-    return " ".join("".join(letter if letter.isalnum() else " " for letter in text).split())
-
-
 def _swap_vowel(syllable: str) -> str:
     """Exchange ㅐ and ㅔ, which sound alike, in a Korean syllable; return anything else as it is.
 

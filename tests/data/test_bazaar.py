@@ -19,7 +19,7 @@ from recipes.data.bazaar_rules import (
     offer_from_json,
     to_json,
 )
-from recipes.data.bazaar_text import normalise
+from recipes.data.text import normalise
 from recipes.schemas import SPLITS, load_labels, read_pairs
 
 TINY = "recipes/configs/tiny/bazaar.yaml"
