@@ -56,6 +56,12 @@ def clean(
     frame = _with_label(frame, labels)
     frame = _with_split(frame)
 
+    if "pair_id" in frame and duplicates == "error":
+        again = frame["pair_id"].fillna("").str.strip().ne("") & frame.duplicated(["split", "pair_id"])
+        if again.any():
+            found = f"{frame['pair_id'][again].iloc[0]!r} stands in an earlier row already"
+            raise _refuse(frame, again, "pair_id", found, "Correct it, or pass --duplicates drop.")
+
     # One pair is one product for one query; rows without a product_id are told apart by their title.
     product = frame["product_id"].fillna(frame["product_title"]) if "product_id" in frame else frame["product_title"]
     frame = frame.assign(product=product)

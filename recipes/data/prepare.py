@@ -74,7 +74,7 @@ class PrepareArguments:
         default="error", metadata={"help": "Rows of one pair (locale, query, product) with several labels; drops all."}
     )
     duplicates: Literal["error", "drop"] = field(
-        default="error", metadata={"help": "Rows of different pairs under one pair_id; drops all but the first."}
+        default="error", metadata={"help": "Rows under a pair_id that an earlier row has; drops them."}
     )
     seed: int = field(default=0, metadata={"help": "Seed of the draws."})
 

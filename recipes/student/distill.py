@@ -1,9 +1,9 @@
 """Distil a student: fine-tune a cross-encoder on labelled pairs, guided by embeddings of the teacher's reasoning.
 
     python -m recipes.student.distill --config recipes/configs/student/paper_esci.yaml            # the paper's setting
-    python -m recipes.student.distill --config recipes/configs/student/minilm_cpu.yaml --extractor_type poly
-    python -m recipes.student.distill --config recipes/configs/tiny/student.yaml                  # seconds, any machine
-    accelerate launch --num_processes 2 -m recipes.student.distill --config FILE                  # data parallel
+    python -m recipes.student.distill --config recipes/configs/student/esci_minilm.yaml --extractor_type poly
+    python -m recipes.student.distill --config recipes/configs/tiny/student.yaml        # seconds, on any machine
+    accelerate launch --num_processes 2 -m recipes.student.distill --config FILE        # two GPUs
 
 Killed at any moment and started again with the same command, it goes on from its last epoch. The finished student is
 in the output folder: weights, tokenizer, remote code, and `training.json`, what it was made from and how it went.
@@ -11,28 +11,27 @@ in the output folder: weights, tokenizer, remote code, and `training.json`, what
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from recipes.arguments import UserError, parse, run, to_dict
-from recipes.record import environment, sha256, write_json
+from recipes.record import environment, sha256
 from recipes.schemas import RATIONALES, LabelSchema, load_labels, read, read_pairs
-from recipes.student.saving import save_tokenizer
+from recipes.student.saving import (
+    claim_folder,
+    explain_failed_writes,
+    last_complete_checkpoint,
+    save_student,
+)
 
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
     from recipes.student.trainer import LRKDTrainer
-
-RECORD = "training.json"
 
 
 @dataclass
@@ -71,7 +70,9 @@ class DistillArguments:
     epochs: int = field(default=5, metadata={"help": "Passes over the training pairs."})
     weight_decay: float = field(default=0.01, metadata={"help": "AdamW's (the paper states none)."})
     warmup_ratio: float = field(default=0.0, metadata={"help": "Share of the steps (the paper states none)."})
-    lr_scheduler: str = field(default="linear", metadata={"help": "As in transformers.TrainingArguments."})
+    lr_scheduler: Literal["linear", "cosine", "constant", "constant_with_warmup"] = field(
+        default="linear", metadata={"help": "Of both learning rates (the paper states none)."}
+    )
     max_grad_norm: float = field(default=1.0, metadata={"help": "Gradients are clipped to this norm."})
     attn_implementation: Literal["sdpa", "eager"] | None = field(
         default=None, metadata={"help": "None: the encoder's own; on CPUs eager trains faster (its backward)."}
@@ -101,6 +102,7 @@ def distill(arguments: DistillArguments) -> dict[str, Any]:
         UserError: The data breaks its contract, embeddings and settings disagree, the output folder holds a student
             of other settings, or the disk is full.
     """
+    _check(arguments)
     schema = load_labels(arguments.labels)
     pairs = {
         name: frame.assign(label=schema.canonical_column(frame["label"], f"{arguments.pairs}/{name}.parquet"))
@@ -109,7 +111,7 @@ def distill(arguments: DistillArguments) -> dict[str, Any]:
     embeddings = _read_embeddings(arguments, pairs["train"])
     output = Path(arguments.output)
     settings = _settings(arguments)
-    finished = _claim(output, settings, arguments.overwrite)
+    finished = claim_folder(output, settings, arguments.overwrite)
     if finished is not None:
         print(f"{output} already holds this student; --overwrite trains it again.")
         return finished
@@ -118,10 +120,10 @@ def distill(arguments: DistillArguments) -> dict[str, Any]:
 
     started = time.time()
     trainer = _build_trainer(arguments, schema, pairs, embeddings)
-    checkpoint = _last_checkpoint(output / "checkpoints")
+    checkpoint = last_complete_checkpoint(output / "checkpoints")
     if checkpoint is not None:
         print(f"Going on from {checkpoint}.")
-    with _explain_failed_writes(output):
+    with explain_failed_writes(output):
         result = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     validation = trainer.evaluate()
     model = trainer.accelerator.unwrap_model(trainer.model)
@@ -143,9 +145,35 @@ def distill(arguments: DistillArguments) -> dict[str, Any]:
         "log": trainer.state.log_history,
     }
     if trainer.is_world_process_zero():
-        _save(model, trainer.processing_class, record, output)
+        save_student(model, trainer.processing_class, record, output)
     trainer.accelerator.wait_for_everyone()
     return record
+
+
+def _check(arguments: DistillArguments) -> None:
+    """Refuse numbers that cannot be, before anything is read."""
+    positive = (
+        "learning_rate",
+        "batch_size",
+        "gradient_accumulation_steps",
+        "epochs",
+        "max_grad_norm",
+        "logging_steps",
+    )
+    optional = ("head_learning_rate", "early_stopping_patience", "extractor_dim", "reasoning_dim")
+    for name in (*positive, *optional):
+        value = getattr(arguments, name)
+        if not (value is None and name in optional) and value <= 0:
+            raise UserError(f"{name}: expected more than 0, got {value}.")
+    for name in ("guidance_weight", "weight_decay", "warmup_ratio"):
+        if getattr(arguments, name) < 0:
+            raise UserError(f"{name}: expected 0 or more, got {getattr(arguments, name)}.")
+    for name in ("classifier_dropout", "encoder_dropout"):
+        value = getattr(arguments, name)
+        if value is not None and not 0 <= value < 1:
+            raise UserError(f"{name}: expected a share below 1, got {value}.")
+    if arguments.max_length < 8:
+        raise UserError(f"max_length: expected at least 8 tokens, got {arguments.max_length}.")
 
 
 def _read_embeddings(arguments: DistillArguments, train: pd.DataFrame) -> dict[str, np.ndarray] | None:
@@ -184,30 +212,6 @@ def _settings(arguments: DistillArguments) -> dict[str, Any]:
     if arguments.rationales is not None:
         files["rationales"] = sha256(arguments.rationales)
     return {"arguments": options, "data_sha256": files}
-
-
-def _claim(output: Path, settings: dict[str, Any], overwrite: bool) -> dict[str, Any] | None:
-    """Return the record of a finished student with these settings, or make the folder ready for one."""
-    is_main = int(os.environ.get("RANK", "0")) == 0
-    claim = output / "checkpoints" / "settings.json"
-    for path in (output / RECORD, claim):
-        if overwrite or not path.is_file():
-            continue
-        found = json.loads(path.read_text(encoding="utf-8"))
-        for part in ("arguments", "data_sha256"):
-            for name, value in settings[part].items():
-                if found[part].get(name) != value:
-                    raise UserError(
-                        f"{output}: holds a student with {name} = {found[part].get(name)!r}, not {value!r}. Choose "
-                        "another output folder, or pass --overwrite to discard it."
-                    )
-        if path.name == RECORD:
-            return dict(found)
-    if is_main:
-        if overwrite and output.is_dir():
-            shutil.rmtree(output)
-        write_json(claim, settings)
-    return None
 
 
 def _build_trainer(
@@ -254,26 +258,30 @@ def _build_trainer(
     )
     set_seed(arguments.seed)
     encoder, revision = resolve_encoder(arguments.encoder), arguments.encoder_revision
-    tokenizer = AutoTokenizer.from_pretrained(encoder, revision=revision, trust_remote_code=False)
-    tokenizer.model_max_length = arguments.max_length
     size = 1024 if embeddings is None else len(next(iter(embeddings.values())))
-    model = LRKDForSequenceClassification.from_encoder(
-        encoder,
-        revision=revision,
-        attn_implementation=arguments.attn_implementation,
-        extractor_type=arguments.extractor_type,
-        extractor_dim=arguments.extractor_dim,
-        pooling=arguments.pooling,
-        fuse=arguments.fuse,
-        reasoning_dim=arguments.reasoning_dim or size,
-        guidance_weight=arguments.guidance_weight,
-        guidance_loss=arguments.guidance_loss,
-        guidance_reduction=arguments.guidance_reduction,
-        classifier_dropout=arguments.classifier_dropout,
-        id2label=schema.id2label,
-        label2id=schema.label2id,
-        label_gains=schema.gains,
-    )
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(encoder, revision=revision, trust_remote_code=False)
+        model = LRKDForSequenceClassification.from_encoder(
+            encoder,
+            revision=revision,
+            attn_implementation=arguments.attn_implementation,
+            extractor_type=arguments.extractor_type,
+            extractor_dim=arguments.extractor_dim,
+            pooling=arguments.pooling,
+            fuse=arguments.fuse,
+            reasoning_dim=arguments.reasoning_dim or size,
+            guidance_weight=arguments.guidance_weight,
+            guidance_loss=arguments.guidance_loss,
+            guidance_reduction=arguments.guidance_reduction,
+            classifier_dropout=arguments.classifier_dropout,
+            id2label=schema.id2label,
+            label2id=schema.label2id,
+            label_gains=schema.gains,
+        )
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"encoder {arguments.encoder!r} (revision {revision}) cannot be loaded: {reason}") from None
+    tokenizer.model_max_length = arguments.max_length
     if arguments.encoder_dropout is not None:
         for module in model.encoder.modules():
             if isinstance(module, torch.nn.Dropout):
@@ -320,54 +328,6 @@ def _compute_metrics(prediction: Any) -> dict[str, float]:
         "macro_f1": float(f1_score(labels, predicted, average="macro", zero_division=0)),
         "nll": float(log_loss(labels, softmax(logits, axis=1), labels=range(logits.shape[1]))),
     }
-
-
-def _last_checkpoint(folder: Path) -> Path | None:
-    """Return the newest checkpoint that was written to its end; a half-written one is removed."""
-    from safetensors import SafetensorError, safe_open
-
-    for checkpoint in sorted(folder.glob("checkpoint-*"), key=lambda path: -int(path.name.split("-")[1])):
-        try:
-            json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))  # Trainer writes it last
-            with safe_open(checkpoint / "model.safetensors", framework="pt"):
-                return checkpoint
-        except (OSError, ValueError, SafetensorError):
-            print(f"{checkpoint} is incomplete: removed.")
-            shutil.rmtree(checkpoint, ignore_errors=True)
-    return None
-
-
-def _save(model: Any, tokenizer: Any, record: dict[str, Any], output: Path) -> None:
-    """Put the finished student in its folder: beside it first, so that a full disk leaves no half of one."""
-    partial = output / ".saving"
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        with _explain_failed_writes(output):
-            model.save_pretrained(partial)
-            save_tokenizer(tokenizer, partial)
-            for path in sorted(partial.iterdir()):
-                path.replace(output / path.name)
-            write_json(output / RECORD, record)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    shutil.rmtree(output / "checkpoints", ignore_errors=True)
-
-
-@contextmanager
-def _explain_failed_writes(output: Path) -> Iterator[None]:
-    from safetensors import SafetensorError
-
-    try:
-        yield
-    except (OSError, SafetensorError, RuntimeError) as error:
-        # torch.save reports a failed write as a RuntimeError of its archive writer; any other is not ours to explain.
-        if isinstance(error, RuntimeError) and "inline_container" not in str(error):
-            raise
-        reason = str(error).splitlines()[0]
-        raise UserError(
-            f"{output}: saving failed ({reason}). Free some space and run the same command again: it goes on from the "
-            "last complete checkpoint."
-        ) from None
 
 
 def main() -> None:

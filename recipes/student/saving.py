@@ -1,13 +1,95 @@
-"""Save a tokenizer so that older transformers load it too."""
+"""The folder of a student: claimed by its settings, resumed from its checkpoints, finished whole or not at all."""
 
 from __future__ import annotations
 
 import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from recipes.arguments import UserError
+from recipes.record import write_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+RECORD = "training.json"
+
+
+def claim_folder(output: Path, settings: dict[str, Any], overwrite: bool) -> dict[str, Any] | None:
+    """Return the record of a finished student with these settings, or make the folder ready for one."""
+    is_main = int(os.environ.get("RANK", "0")) == 0
+    claim = output / "checkpoints" / "settings.json"
+    for path in (output / RECORD, claim):
+        if overwrite or not path.is_file():
+            continue
+        found = json.loads(path.read_text(encoding="utf-8"))
+        for part in ("arguments", "data_sha256"):
+            for name, value in settings[part].items():
+                if found[part].get(name) != value:
+                    raise UserError(
+                        f"{output}: holds a student with {name} = {found[part].get(name)!r}, not {value!r}. Choose "
+                        "another output folder, or pass --overwrite to discard it."
+                    )
+        if path.name == RECORD:
+            return dict(found)
+    if is_main:
+        if overwrite and output.is_dir():
+            shutil.rmtree(output)
+        write_json(claim, settings)
+    return None
+
+
+def last_complete_checkpoint(folder: Path) -> Path | None:
+    """Return the newest checkpoint that was written to its end; a half-written one is removed."""
+    from safetensors import SafetensorError, safe_open
+
+    for checkpoint in sorted(folder.glob("checkpoint-*"), key=lambda path: -int(path.name.split("-")[1])):
+        try:
+            json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))  # Trainer writes it last
+            with safe_open(checkpoint / "model.safetensors", framework="pt"):
+                return checkpoint
+        except (OSError, ValueError, SafetensorError):
+            print(f"{checkpoint} is incomplete: removed.")
+            shutil.rmtree(checkpoint, ignore_errors=True)
+    return None
+
+
+def save_student(model: Any, tokenizer: Any, record: dict[str, Any], output: Path) -> None:
+    """Put the finished student in its folder: beside it first, so that a full disk leaves no half of one."""
+    partial = output / ".saving"
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        with explain_failed_writes(output):
+            model.save_pretrained(partial)
+            save_tokenizer(tokenizer, partial)
+            for path in sorted(partial.iterdir()):
+                path.replace(output / path.name)
+            write_json(output / RECORD, record)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    shutil.rmtree(output / "checkpoints", ignore_errors=True)
+
+
+@contextmanager
+def explain_failed_writes(output: Path) -> Iterator[None]:
+    """Turn a write that the disk refused into one clear error; nothing that stands is lost by it."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:
+        # torch.save reports a failed write as a RuntimeError of its archive writer; any other is not ours to explain.
+        if isinstance(error, RuntimeError) and "inline_container" not in str(error):
+            raise
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"{output}: saving failed ({reason}). Free some space and run the same command again: it goes on from the "
+            "last complete checkpoint."
+        ) from None
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> None:

@@ -302,7 +302,11 @@ def broken(row, column, value):
         (broken(3, "product_locale", ""), r"row 3, column 'locale': is empty"),
         (broken(3, "split", "holdout"), r"row 3, column 'split': 'holdout' is no split"),
         (broken(3, "split", None), r"row 3, column 'split'"),
-        (broken(4, "example_id", 2), r"row 4, column 'pair_id': '2' stands for another pair already.*--duplicates"),
+        (broken(4, "example_id", 2), r"row 4, column 'pair_id': '2' stands in an earlier row already.*--duplicates"),
+        (
+            pd.concat([BOTH, BOTH[6:7]], ignore_index=True),
+            rf"row {len(BOTH)}, column 'pair_id': '6' stands in an earlier",
+        ),
         (broken(104, "example_id", 2), r"row 104, column 'pair_id': '2' stands for another pair"),
         (
             pd.concat([BOTH, BOTH[:1].assign(esci_label="I", example_id=99999)], ignore_index=True),
@@ -341,7 +345,8 @@ def test_bad_rows_can_be_dropped_and_are_counted(run_prepare):
 
 
 def test_repeated_rows_are_merged(run_prepare):
-    splits, report = run_prepare(pd.concat([BOTH, BOTH[:10], BOTH[:5].assign(example_id=range(7000, 7005))]))
+    rows = pd.concat([BOTH, BOTH[:10], BOTH[:5].assign(example_id=range(7000, 7005))])
+    splits, report = run_prepare(rows, duplicates="drop")
     assert report["rows_removed"]["repeated pair and label"] == 15
     assert sum(map(len, splits.values())) == len(BOTH)
 

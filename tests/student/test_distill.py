@@ -233,6 +233,11 @@ def rewrite_unchecked(path, **columns):
     [
         ({"rationales": None}, "needs `rationales`.*Without guidance: --guidance_weight 0"),
         ({"reasoning_dim": 8}, r"vectors of 6 numbers, but reasoning_dim is 8"),
+        ({"epochs": 0}, "epochs: expected more than 0, got 0"),
+        ({"head_learning_rate": -1.0}, "head_learning_rate: expected more than 0"),
+        ({"guidance_weight": -0.1}, "guidance_weight: expected 0 or more"),
+        ({"classifier_dropout": 1.0}, "classifier_dropout: expected a share below 1"),
+        ({"max_length": 2}, "max_length: expected at least 8 tokens"),
         ({"pairs": "nowhere"}, "nowhere: no such folder"),
         ({"rationales": "nowhere.parquet"}, "nowhere.parquet: no such file. Expected rationales"),
         ({"labels": "amazon"}, "label schema 'amazon': no such file. Known: aliexpress6, esci"),
@@ -243,6 +248,11 @@ def test_settings_that_cannot_be(options, changes, message):
     with pytest.raises(UserError, match=message):
         student(options, **changes)
     assert not Path(options["output"]).exists()
+
+
+def test_an_encoder_that_does_not_exist(options):
+    with pytest.raises(UserError, match=r"encoder 'no/such-encoder' \(revision None\) cannot be loaded"):
+        student(options, encoder="no/such-encoder")
 
 
 def test_embeddings_with_nan(options):
