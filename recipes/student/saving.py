@@ -20,7 +20,11 @@ RECORD = "training.json"
 
 
 def claim_folder(output: Path, settings: dict[str, Any], overwrite: bool) -> dict[str, Any] | None:
-    """Return the record of a finished student with these settings, or make the folder ready for one."""
+    """Return the record of a finished student with these settings, or make the folder ready for one.
+
+    Raises:
+        UserError: The folder holds a student of other settings; or, to be overwritten, something else than a student.
+    """
     is_main = int(os.environ.get("RANK", "0")) == 0
     claim = output / "checkpoints" / "settings.json"
     for path in (output / RECORD, claim):
@@ -38,6 +42,10 @@ def claim_folder(output: Path, settings: dict[str, Any], overwrite: bool) -> dic
             return dict(found)
     if is_main:
         if overwrite and output.is_dir():
+            if any(output.iterdir()) and not ((output / RECORD).is_file() or claim.is_file()):
+                raise UserError(
+                    f"{output}: holds no student, so --overwrite will not delete it. Choose another folder."
+                )
             shutil.rmtree(output)
         write_json(claim, settings)
     return None

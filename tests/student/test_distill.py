@@ -112,6 +112,15 @@ def test_a_finished_student_is_left_alone_and_other_settings_are_refused(options
     assert student(options, epochs=2, overwrite=True)["steps"] == 16
 
 
+def test_overwrite_deletes_students_only(options):
+    precious = Path(options["output"], "thesis.tex")
+    precious.parent.mkdir()
+    precious.write_text("years of work")
+    with pytest.raises(UserError, match="holds no student, so --overwrite will not delete it"):
+        student(options, overwrite=True)
+    assert precious.read_text() == "years of work"
+
+
 # Interruptions
 
 
