@@ -7,7 +7,7 @@ PIP := -m pip install --quiet --disable-pip-version-check
 .PHONY: help demo esci test test-oldest lint clean
 
 help:  ## Show this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1|/' | column -t -s '|'
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # glibc hands large blocks back to the kernel after every step and faults them in again: a fifth of the training time.
 demo esci: export MALLOC_MMAP_MAX_ := 0

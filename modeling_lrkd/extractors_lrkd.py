@@ -37,7 +37,7 @@ def mean_weights(mask: Tensor) -> Tensor:
     >>> mean_weights(torch.tensor([[True, True, False, False]]))
     tensor([[0.5000, 0.5000, 0.0000, 0.0000]])
     """
-    valid = mask.float()
+    valid = mask.bool().float()
     return valid / valid.sum(dim=1, keepdim=True)
 
 
@@ -48,7 +48,7 @@ def masked_softmax(scores: Tensor, mask: Tensor, dim: int) -> Tensor:
     tensor([[0.5000, 0.5000, 0.0000]])
     """
     scores = scores.float()
-    return scores.masked_fill(~mask, torch.finfo(scores.dtype).min).softmax(dim=dim)
+    return scores.masked_fill(~mask.bool(), torch.finfo(scores.dtype).min).softmax(dim=dim)
 
 
 class MLPExtractor(nn.Module):
@@ -70,7 +70,7 @@ class MLPExtractor(nn.Module):
         self.layers = nn.ModuleList(nn.Linear(size, following) for size, following in pairwise(sizes))
 
     def forward(self, hidden_states: Tensor, mask: Tensor) -> Tensor:
-        """Map `(batch, length, hidden)` and a boolean mask `(batch, length)` to `(batch, latent_dim)`."""
+        """Map `(batch, length, hidden)` and a mask `(batch, length)` to `(batch, latent_dim)`."""
         for layer in self.layers[:-1]:
             hidden_states = F.gelu(layer(hidden_states))
         pooled: Tensor = self.layers[-1](weighted_sum(mean_weights(mask), hidden_states))
@@ -97,7 +97,7 @@ class PolyExtractor(nn.Module):
         self.projection = None if latent_dim == hidden_size else nn.Linear(hidden_size, latent_dim, bias=False)
 
     def forward(self, hidden_states: Tensor, mask: Tensor) -> Tensor:
-        """Map `(batch, length, hidden)` and a boolean mask `(batch, length)` to `(batch, latent_dim)`."""
+        """Map `(batch, length, hidden)` and a mask `(batch, length)` to `(batch, latent_dim)`."""
         codes = self.codes if self.projection is None else self.codes @ self.projection.weight  # (codes, hidden)
         scores = F.linear(hidden_states, codes) / self.codes.shape[1] ** 0.5  # (batch, length, codes)
         attention = masked_softmax(scores, mask.unsqueeze(2), dim=1)  # over tokens: the mask removes token rows
@@ -129,7 +129,7 @@ class GATExtractor(nn.Module):
         self.negative_slope = negative_slope
 
     def forward(self, hidden_states: Tensor, mask: Tensor) -> Tensor:
-        """Map `(batch, length, hidden)` and a boolean mask `(batch, length)` to `(batch, latent_dim)`."""
+        """Map `(batch, length, hidden)` and a mask `(batch, length)` to `(batch, latent_dim)`."""
         directions = self.attention.view(2, -1) @ self.projection.weight  # (2, hidden)
         source, target = F.linear(hidden_states, directions).float().unbind(dim=2)  # (batch, length) each
         scores = F.leaky_relu(source.unsqueeze(2) + target.unsqueeze(1), self.negative_slope)  # (batch, i, j)

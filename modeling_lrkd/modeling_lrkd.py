@@ -273,6 +273,8 @@ class LRKDForSequenceClassification(LRKDModel):
     ) -> LRKDForSequenceClassification:
         """Build a student around a pretrained encoder; extractor, projection and classifier start at random.
 
+        In evaluation mode, as `from_pretrained` returns models; Trainer switches it to training.
+
         Args:
             name_or_path: Encoder on the Hub or in a local folder, e.g. `bert-base-multilingual-uncased`.
             revision: Commit, tag or branch of the encoder on the Hub.
@@ -297,7 +299,7 @@ class LRKDForSequenceClassification(LRKDModel):
         if model.encoder.state_dict().keys() != state.keys():  # pooling other than `pooler` builds none
             state = {name: tensor for name, tensor in state.items() if not name.startswith("pooler.")}
         model.encoder.load_state_dict(state)
-        return model.to(encoder.dtype)
+        return model.to(encoder.dtype).eval()
 
     def forward(  # type: ignore[override]
         self,

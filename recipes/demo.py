@@ -46,7 +46,7 @@ class DemoArguments:
     """Options of the demo."""
 
     output: str = field(default="runs/demo", metadata={"help": "Folder of everything it makes."})
-    size: int = field(default=3600, metadata={"help": "Pairs of the marketplace, over its three splits."})
+    size: int = field(default=3000, metadata={"help": "Pairs of the marketplace, over its three splits."})
     seed: int = field(default=0, metadata={"help": "Of the marketplace and its teacher."})
 
 

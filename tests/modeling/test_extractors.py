@@ -116,6 +116,14 @@ def test_padding_changes_nothing(kind):
     torch.testing.assert_close(extractor(hidden_states, mask), extractor(padded, padded_mask))
 
 
+@pytest.mark.parametrize("dtype", [torch.int64, torch.float32])
+@pytest.mark.parametrize("kind", ["mlp", "poly", "gat"])
+def test_a_mask_of_ones_and_zeros_is_a_mask(kind, dtype):
+    extractor, _ = make(kind)
+    hidden_states, mask = torch.randn(2, 5, HIDDEN), torch.tensor([[True] * 5, [True] * 3 + [False] * 2])
+    assert torch.equal(extractor(hidden_states, mask), extractor(hidden_states, mask.to(dtype)))
+
+
 @pytest.mark.parametrize("kind", ["mlp", "poly", "gat"])
 def test_token_order_does_not_matter(kind):
     extractor, _ = make(kind)

@@ -360,7 +360,8 @@ def test_from_encoder_takes_the_pretrained_weights(family, pooling, tmp_path):
     encoder = AutoModel.from_pretrained(folder).eval()
     model = LRKDForSequenceClassification.from_encoder(
         str(folder), extractor_type="mlp", pooling=pooling, reasoning_dim=5, id2label={0: "Exact", 1: "Irrelevant"}
-    ).eval()
+    )
+    assert not model.training
     assert model.config.id2label == {0: "Exact", 1: "Irrelevant"}
     batch = random_batch()
     torch.testing.assert_close(LRKDModel.forward(model, **batch).last_hidden_state, encoder(**batch).last_hidden_state)
