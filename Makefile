@@ -1,7 +1,8 @@
 # Each target sets up what it needs in .venv. Python 3.10 to 3.13: `make PYTHON=python3.12 demo`.
 PYTHON ?= python3
 CONSTRAINTS := -c constraints.txt
-PIP := -m pip install --quiet --disable-pip-version-check
+# setuptools warns at length of what every editable install does: pip runs without such warnings.
+PIP := -W ignore::UserWarning -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 .PHONY: help demo esci test test-oldest lint clean

@@ -19,7 +19,7 @@ from typing import Any, Literal
 from recipes.arguments import UserError, parse, run, to_dict
 from recipes.evaluate.predict import load, predict, schema_order
 from recipes.record import environment, sha256, write_json
-from recipes.schemas import PREDICTIONS, load_labels, read_pairs, write
+from recipes.schemas import PREDICTIONS, load_labels, make_folder, read_pairs, write
 
 
 @dataclass
@@ -34,7 +34,9 @@ class RunArguments:
     revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a Hub model."})
     trust_remote_code: bool = field(default=False, metadata={"help": "Run the model code that the checkpoint brings."})
     batch_size: int = field(default=64, metadata={"help": "Pairs a batch."})
-    max_length: int = field(default=128, metadata={"help": "Tokens of query and title together."})
+    max_length: int | None = field(
+        default=None, metadata={"help": "Tokens of query and title together (None: the checkpoint's own, 512 at most)."}
+    )
     dtype: Literal["float32", "bfloat16"] = field(default="float32", metadata={"help": "Precision of the model."})
     device: str = field(default="auto", metadata={"help": "auto (cuda if there is one), cpu, cuda:1, mps."})
 
@@ -49,6 +51,9 @@ def evaluate(arguments: RunArguments) -> dict[str, Any]:
     from recipes.evaluate.metrics import evaluate_predictions
     from recipes.evaluate.report import plot_confusion
 
+    for option, value in (("batch_size", arguments.batch_size), ("max_length", arguments.max_length)):
+        if value is not None and value < 1:
+            raise UserError(f"--{option} {value}: expected at least 1.")
     schema = load_labels(arguments.labels)
     pairs = read_pairs(arguments.pairs, [arguments.split])[arguments.split]
     pairs_file = Path(arguments.pairs, f"{arguments.split}.parquet")
@@ -63,10 +68,16 @@ def evaluate(arguments: RunArguments) -> dict[str, Any]:
         dtype=arguments.dtype,
         device=arguments.device,
     )
+    max_length = arguments.max_length or min(tokenizer.model_max_length, 512)
+    if max_length > tokenizer.model_max_length:
+        raise UserError(
+            f"--max_length {max_length}: {arguments.model} takes at most {tokenizer.model_max_length} tokens."
+        )
+    output = make_folder(Path(arguments.output))
 
     start = time.perf_counter()
     logits_of_schema = schema_order(model.config.id2label, schema, arguments.model)
-    probabilities = predict(model, tokenizer, pairs, arguments.batch_size, arguments.max_length)[:, logits_of_schema]
+    probabilities = predict(model, tokenizer, pairs, arguments.batch_size, max_length)[:, logits_of_schema]
     seconds = time.perf_counter() - start
 
     predictions = pairs[["pair_id", "query", "locale", "label"]].assign(
@@ -89,7 +100,6 @@ def evaluate(arguments: RunArguments) -> dict[str, Any]:
         "environment": environment(),
         "arguments": to_dict(arguments),
     }
-    output = Path(arguments.output)
     try:
         write(predictions, output / "predictions.parquet", PREDICTIONS)
         plot_confusion(metrics, output / "confusion.png")

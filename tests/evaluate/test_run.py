@@ -180,7 +180,7 @@ def test_sizes_that_cannot_be(evaluate, checkpoint, pairs_folder, tmp_path, opti
 
 def test_an_output_that_cannot_be_written(evaluate, checkpoint, pairs_folder, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"--output .*not a folder that can be written"):
+    with pytest.raises(UserError, match=r"not a folder to write to .*Choose another output"):
         evaluate(model=checkpoint, pairs=pairs_folder, output=tmp_path / "file" / "out")
 
 

@@ -64,7 +64,7 @@ def test_every_student_trains_and_loads(options, extractor_type):
 
 
 def test_it_learns(options):
-    record = student(options, epochs=12)
+    record = student(options, epochs=30, learning_rate=3e-3)
     assert record["validation"]["accuracy"] >= 0.9
     guidance = [line["guidance_loss"] for line in record["log"] if "guidance_loss" in line]
     assert guidance[-1] < guidance[0] / 2
