@@ -164,7 +164,7 @@ def compare_slice(
     members = {s: [index for index, run in enumerate(runs) if run.system == s] for s in (baseline, *others)}
     observed = significance.metrics_of_draws(np.ones((1, len(statistics.gold))), statistics)[0]  # (METRICS, runs)
     drawn: dict[str, list[NDArray[np.float64]]] = {system: [] for system in members}
-    with tqdm(total=draws, unit="draw", desc=f"bootstrap {name}") as bar:
+    with tqdm(total=draws, unit="draw", desc=f"bootstrap {name}", delay=1) as bar:
         for chunk in significance.bootstrap(statistics, draws, bootstrap_seed):
             for system, indices in members.items():
                 drawn[system].append(chunk[:, :, indices].mean(axis=2))
