@@ -10,7 +10,7 @@ PIP := -W ignore::UserWarning -m pip install --quiet --disable-pip-version-check
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-# glibc hands large blocks back to the kernel after every step and faults them in again: a fifth of the training time.
+# glibc hands large blocks back to the kernel after every step and faults them in again: training on a CPU feels it.
 demo esci: export MALLOC_MMAP_MAX_ := 0
 demo esci: export MALLOC_TRIM_THRESHOLD_ := 20000000000
 

@@ -3,7 +3,7 @@
 Each is computed in pooled form. The paper transforms every token and then averages over the tokens; averaging commutes
 with every linear map that follows the last non-linearity, so those maps are applied to one vector instead of to
 `length` of them. The values are the same up to rounding (the tests hold them against the equations written out);
-the work is not: the gat extractor at 100 x 128 x 768 needs a tenth of the time.
+the work is not.
 """
 
 from __future__ import annotations
