@@ -256,6 +256,8 @@ def _check_text(text: Any, place: str) -> None:
         raise ValueError(f"{place}: expected text, got {text!r:.60} ({type(text).__name__}).")
     if not text.strip():
         raise ValueError(f"{place}: expected text, got {'only white space' if text else 'an empty string'}.")
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise ValueError(f"{place}: not valid Unicode text, it holds half of a surrogate pair.")
 
 
 def _names(mapping: dict[Any, Any]) -> str:
