@@ -68,8 +68,7 @@ class LRKDRelevancePipeline(Pipeline):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         config = self.model.config
-        if hasattr(config, "custom_pipelines"):
-            config.custom_pipelines = custom_pipelines()  # transformers put classes there, which JSON does not know
+        config.custom_pipelines = custom_pipelines()  # transformers put classes there, which JSON does not know
         if config.ranking_view:
             raise ValueError(
                 "The model was loaded with ranking_view=True and shows one score, not its classes. Load it with "

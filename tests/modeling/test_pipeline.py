@@ -295,6 +295,14 @@ def test_a_view_saved_keeps_its_classes(tmp_path):
     assert again.config.id2label == NAMES
 
 
+def test_a_view_of_two_unnamed_classes_keeps_them(tmp_path):
+    """The default names are not written to config.json."""
+    LRKDConfig(encoder_config=tiny_config(), label_gains=[0.0, 1.0], ranking_view=True).save_pretrained(tmp_path)
+    config = LRKDConfig.from_pretrained(tmp_path)
+    assert (config.num_labels, config.id2label) == (1, {0: "LABEL_0", 1: "LABEL_1"})
+    assert LRKDConfig().num_labels == 2
+
+
 def test_gains_beyond_one_are_scaled_and_sure_models_stay_finite():
     batch = random_batch()
     points, shares = (

@@ -101,7 +101,7 @@ def close(value):
     ("body", "reason"),
     [
         (b"{", "The body is not JSON"),
-        (b"\xff\xfe", "utf"),
+        (b'{"inputs": "\xff"}', "utf-8"),
         ([RANKING], 'Expected {"inputs"'),
         ({"input": RANKING}, 'Expected {"inputs"'),
         ({"inputs": "red shoes"}, "inputs: expected"),
