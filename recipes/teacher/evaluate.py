@@ -54,7 +54,8 @@ def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
     from tqdm import tqdm
 
     from recipes.rationales.build import read_completions
-    from recipes.teacher.measures import CONVENTIONS, evaluate_answers
+    from recipes.teacher.measures import CONVENTIONS
+    from recipes.teacher.pilot import evaluate_answers
     from recipes.teacher.report import plot, table
 
     if arguments.draws < 1:
@@ -162,7 +163,7 @@ def _parse_errors(completions: pd.DataFrame) -> dict[str, dict[str, int]]:
     from recipes.teacher.parse import reason_code
 
     unread = completions[completions["predicted_label"].isna()]
-    codes = unread["parse_error"].map(reason_code, na_action="ignore").fillna("no reason given").astype(object)
+    codes = unread["parse_error"].map(lambda error: reason_code(error) if isinstance(error, str) else "no reason given")
     return {name: part.value_counts().to_dict() for name, part in codes.groupby(unread["perspective"])}
 
 

@@ -6,21 +6,14 @@ it counts as wrong, and as no vote.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from recipes.evaluate.significance import (
-    bootstrap_p_value,
-    draw_queries,
-    interval,
-    metrics_of_draws,
-    query_statistics,
-)
-from recipes.schemas import PERSPECTIVES, LabelSchema
+from recipes.evaluate.significance import draw_queries, interval, metrics_of_draws, query_statistics
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -38,6 +31,9 @@ CONVENTIONS = {
         "Self-consistency: the label that most samples name, unread answers aside. Of tied labels, the one named "
         "first: by sample, then in the order of perspectives."
     ),
+    "labels_named": "Different labels that the first samples of a pair's perspectives name, mean over pairs.",
+    "constant_answers": "What the one and the two most frequent gold labels, said of every pair, would get right.",
+    "best_single": "The perspective with the highest accuracy on these very pairs, so its accuracy flatters it.",
     "per_class": "Accuracy on the pairs of one gold class (its recall).",
     "agreement": "First samples, pairs where both were read: share of equal labels, and Cohen's kappa.",
     "conflict": "Share of pairs on which at least one perspective is wrong, first samples (eq. 4).",
@@ -63,6 +59,21 @@ def pass_at_k(right: NDArray[np.int64], samples: int, k: int) -> NDArray[np.floa
         raise ValueError(f"k = {k}: expected 1 to {samples}, the number of samples.")
     chances = [1 - math.comb(samples - c, k) / math.comb(samples, k) for c in range(samples + 1)]
     return np.array(chances)[right]
+
+
+def oracle(right: Sequence[NDArray[np.bool_]]) -> NDArray[np.float64]:
+    """Chance of each pair `(pairs,)` that one sample a perspective holds a right one: 1 - product of (1 - c/n).
+
+    Args:
+        right: Of each perspective, which samples are right `(samples, pairs)`.
+
+    Example:
+        One perspective is right in 1 of 2 samples, the other in 0 of 1; then 1 of 2 and 1 of 1.
+
+        >>> oracle([np.array([[True, True], [False, False]]), np.array([[False, True]])]).tolist()
+        [0.5, 1.0]
+    """
+    return 1 - np.prod([1 - rows.mean(axis=0) for rows in right], axis=0)
 
 
 def vote(answers: NDArray[np.int64], num_classes: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
@@ -101,176 +112,69 @@ def agreement(one: NDArray[np.int64], other: NDArray[np.int64], num_classes: int
     }
 
 
-def evaluate_answers(
-    answers: Mapping[str, NDArray[np.int64]],
-    gold: NDArray[np.int64],
-    query: NDArray[np.int64],
-    schema: LabelSchema,
-    draws: int,
-    seed: int,
-) -> dict[str, Any]:
-    """Measure one slice of pairs.
+@dataclass(frozen=True)
+class Measured:
+    """Measures of a slice, and the same measures in every draw of queries `(draws,)`: all see the same draws."""
 
-    Args:
-        answers: Perspective -> class indices `(samples, pairs)`; the number of samples may differ by perspective.
-        gold: `(pairs,)`.
-        query: Index of each pair's query, from 0 without a gap `(pairs,)`.
-        schema: Classes.
-        draws: Of the bootstrap.
-        seed: Of the bootstrap.
+    point: Mapping[str, float]
+    drawn: Mapping[str, NDArray[np.float64]]
 
-    Returns:
-        What `metrics.json` holds for the slice. What the samples do not allow is None, with the reason in `undefined`.
-    """
-    classes = len(schema.names)
-    joint = [name for name in PERSPECTIVES if name in answers]
-    undefined: dict[str, str] = {}
-    right = {name: rows == gold for name, rows in answers.items()}
-    counts = {name: rows.sum(axis=0) for name, rows in right.items()}
-    samples = {name: len(rows) for name, rows in answers.items()}
+    def of(self, key: str) -> dict[str, Any]:
+        """Return one measure with its interval."""
+        return {"value": self.point[key], "interval": interval(self.drawn[key])}
 
-    # Every measure but macro-F1 is a sum over pairs divided by another: name -> values of the pairs, and which count.
-    everything = np.ones(len(gold))
-    ratios: dict[tuple[Any, ...], tuple[NDArray[Any], NDArray[Any]]] = {}
-    runs = {name: list(rows) for name, rows in answers.items()}  # what macro-F1 is the mean over
-    ties: dict[str, float] = {}
-    for name, n in samples.items():
-        ratios["accuracy", name] = (counts[name] / n, everything)
-        for k in range(1, n + 1):
-            ratios["pass_at_k", name, k] = (pass_at_k(counts[name], n, k), everything)
-        for label in np.unique(gold):
-            ratios["per_class", name, label] = (counts[name] / n * (gold == label), gold == label)
-    voters = {name: answers[name] for name in answers if samples[name] > 1}
-    if len(joint) > 1:
-        ratios["oracle", "joint"] = (
-            1 - np.prod([1 - counts[name] / samples[name] for name in joint], axis=0),
-            everything,
-        )
-        together = itertools.zip_longest(*(answers[name] for name in joint))
-        voters["joint"] = np.stack([row for rows in together for row in rows if row is not None])
-    else:
-        undefined["oracle, vote, agreement"] = (
-            f"need two of {', '.join(PERSPECTIVES)}; found {', '.join(joint) or 'none'}"
-        )
-    for name, votes in voters.items():
-        winners, tied = vote(votes, classes)
-        ratios["vote", name] = ((winners == gold).astype(float), everything)
-        runs[f"vote {name}"] = [winners]
-        ties[name] = float(tied.mean())
-    k = max(len(joint), 2)
-    if few := [f"{name} {samples[name]}" for name in joint if samples[name] < k]:
-        undefined[f"pass@{k}"] = f"needs {k} samples a pair; there are: {', '.join(few)}"
-    if few := [name for name, n in samples.items() if n == 1]:
-        undefined["vote within a perspective"] = f"needs two samples a pair; there is one for {', '.join(few)}"
+    def difference(self, first: str, second: str) -> dict[str, Any]:
+        """Return `first` - `second` with its interval."""
+        between = interval(self.drawn[first] - self.drawn[second])
+        return {"of": first, "to": second, "value": self.point[first] - self.point[second], "interval": between}
 
-    point, drawn = _bootstrap(ratios, runs, gold, query, classes, draws, seed)
-
-    def measured(*key: Any) -> dict[str, Any]:
-        return {"value": point[key], "interval": interval(drawn[key])}
-
-    def difference(first: tuple[Any, ...], second: tuple[Any, ...]) -> dict[str, Any]:
-        between = drawn[first] - drawn[second]
-        return {
-            "of": " ".join(map(str, first)),
-            "to": " ".join(map(str, second)),
-            "value": point[first] - point[second],
-            "interval": interval(between),
-            "p": bootstrap_p_value(between),
-        }
-
-    def voted(name: str) -> dict[str, Any] | None:
-        if name not in voters:
-            return None
-        return {
-            "accuracy": measured("vote", name),
-            "macro_f1": measured("macro_f1", f"vote {name}"),
-            "ties": ties[name],
-        }
-
-    frequent = np.bincount(gold, minlength=classes)
-    order = np.argsort(-frequent, kind="stable")
-    result: dict[str, Any] = {
-        "pairs": len(gold),
-        "queries": int(query.max()) + 1,
-        "constant_answers": [
-            {
-                "labels": [schema.names[i] for i in order[:size]],
-                "any_right": float(frequent[order[:size]].sum() / len(gold)),
-            }
-            for size in (1, 2)
-        ],
-        "perspectives": {
-            name: {
-                "samples": n,
-                "unparsed": float((answers[name] == classes).mean()),
-                "accuracy": measured("accuracy", name),
-                "macro_f1": measured("macro_f1", name),
-                "pass_at_k": {str(k): measured("pass_at_k", name, k) for k in range(1, n + 1)},
-                "vote": voted(name),
-                "per_class": {
-                    label: {"pairs": int(frequent[i]), **measured("per_class", name, i)} if frequent[i] else None
-                    for i, label in enumerate(schema.names)
-                },
-            }
-            for name, n in samples.items()
-        },
-        "vote": voted("joint"),
-        "oracle": None,
-        "differences": [],
-    }
-    if len(joint) > 1:
-        best = max(joint, key=lambda name: point["accuracy", name])
-        result["best_single"] = best
-        result["oracle"] = {**measured("oracle", "joint"), "perspectives": joint}
-        result["differences"] = [
-            difference(("oracle", "joint"), ("accuracy", best)),
-            difference(("vote", "joint"), ("accuracy", best)),
-        ]
-        if able := [name for name in joint if samples[name] >= k]:
-            best = max(able, key=lambda name: point["pass_at_k", name, k])
-            result["differences"].append(difference(("oracle", "joint"), ("pass_at_k", best, k)))
-        first = {name: answers[name][0] for name in joint}
-        result["agreement"] = {
-            f"{a} / {b}": agreement(first[a], first[b], classes) for a, b in itertools.combinations(joint, 2)
-        }
-        equal = np.all([rows == first[joint[0]] for rows in first.values()], axis=0) & (first[joint[0]] < classes)
-        result["all_agree"] = {"share": float(equal.mean()), "accuracy": _mean(first[joint[0]][equal] == gold[equal])}
-        result["conflict"] = float(np.any([rows != gold for rows in first.values()], axis=0).mean())
-    return {**result, "undefined": undefined}
+    def best(self, keys: Sequence[str]) -> str:
+        """Return the key of the highest measure, the first of equals."""
+        return max(keys, key=lambda key: self.point[key])
 
 
-def _mean(values: NDArray[Any]) -> float | None:
-    return float(values.mean()) if len(values) else None
-
-
-def _bootstrap(
-    ratios: Mapping[tuple[Any, ...], tuple[NDArray[Any], NDArray[Any]]],
+def measure(
+    ratios: Mapping[str, tuple[NDArray[Any], NDArray[Any]]],
     runs: Mapping[str, Sequence[NDArray[np.int64]]],
     gold: NDArray[np.int64],
     query: NDArray[np.int64],
-    classes: int,
+    num_classes: int,
     draws: int,
     seed: int,
-) -> tuple[dict[tuple[Any, ...], float], dict[tuple[Any, ...], NDArray[np.float64]]]:
-    """Return each measure, and its value in every draw of queries `(draws,)`; all measures see the same draws."""
+) -> Measured:
+    """Compute measures and bootstrap them over queries.
+
+    Args:
+        ratios: Name -> values of the pairs, and their weights: the measure is one sum divided by the other.
+        runs: Name of a macro-F1 -> answers `(pairs,)` of each run that it is the mean over.
+        gold: Class indices `(pairs,)`.
+        query: Index of each pair's query, from 0 without a gap `(pairs,)`.
+        num_classes: Classes of the label schema.
+        draws: Of queries.
+        seed: Of the draws.
+    """
     queries = int(query.max()) + 1
-    keys = list(ratios)
-    sums = [
-        np.stack([np.bincount(query, weights=ratios[key][side], minlength=queries) for key in keys], axis=1)
+    numerators, denominators = (
+        np.stack([np.bincount(query, weights=sides[side], minlength=queries) for sides in ratios.values()], axis=1)
         for side in (0, 1)
-    ]  # numerators and denominators (queries, measures)
+    )  # (queries, ratios)
     predicted = np.stack([rows for name in runs for rows in runs[name]])
-    # The class beyond the schema's is never gold: predicting it costs the recall of others and has no F1 of its own.
-    statistics = query_statistics(query, gold, predicted, np.zeros((len(predicted), queries)), classes + 1)
+    # The class beyond the schema's is never gold: to answer it costs the recall of others and has no F1 of its own.
+    statistics = query_statistics(query, gold, predicted, np.zeros((len(predicted), queries)), num_classes + 1)
     ends = np.cumsum([len(rows) for rows in runs.values()])
 
-    def values(times_taken: NDArray[np.float64]) -> dict[tuple[Any, ...], NDArray[np.float64]]:
-        with np.errstate(invalid="ignore"):  # a draw without a pair of some class
-            ratio = (times_taken @ sums[0]) / (times_taken @ sums[1])
+    def of_draws(times_taken: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
+        with np.errstate(invalid="ignore"):  # a draw without a pair of some class: NaN, left out of its interval
+            values = (times_taken @ numerators) / (times_taken @ denominators)
         f1 = np.split(metrics_of_draws(times_taken, statistics)[:, 1], ends[:-1], axis=1)
-        scores = {("macro_f1", name): part.mean(axis=1) for name, part in zip(runs, f1, strict=True)}
-        return {**{key: ratio[:, column] for column, key in enumerate(keys)}, **scores}
+        return {
+            **dict(zip(ratios, values.T, strict=True)),
+            **{name: part.mean(axis=1) for name, part in zip(runs, f1, strict=True)},
+        }
 
-    point = {key: float(value[0]) for key, value in values(np.ones((1, queries))).items()}
-    parts = [values(times_taken) for times_taken in draw_queries(queries, draws, seed)]
-    return point, {key: np.concatenate([part[key] for part in parts]) for key in point}
+    point = of_draws(np.ones((1, queries)))
+    parts = [of_draws(times_taken) for times_taken in draw_queries(queries, draws, seed)]
+    return Measured(
+        point={key: float(value[0]) for key, value in point.items()},
+        drawn={key: np.concatenate([part[key] for part in parts]) for key in point},
+    )

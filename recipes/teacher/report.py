@@ -33,10 +33,11 @@ def _slice(name: str, values: Mapping[str, Any]) -> str:
         if result["vote"]:
             label = f"{perspective}, vote of {result['samples']}"
             rows.append((label, result["vote"]["accuracy"], result["vote"]["macro_f1"], ""))
-    if values["vote"]:
-        rows.append(("vote of the perspectives", values["vote"]["accuracy"], values["vote"]["macro_f1"], ""))
-    if values["oracle"]:
-        rows.append(("any perspective right (oracle)", values["oracle"], None, ""))
+    together = values["together"]
+    if together:
+        vote = together["vote"]
+        rows.append(("vote of the perspectives", vote["accuracy"], vote["macro_f1"], ""))
+        rows.append(("any perspective right (oracle)", together["oracle"], None, ""))
     lines = [
         f"## {name} ({values['pairs']:,} pairs, {values['queries']:,} queries)",
         "",
@@ -46,26 +47,31 @@ def _slice(name: str, values: Mapping[str, Any]) -> str:
         "|---|---|---|---|",
         *(f"| {label} | {_cell(accuracy)} | {_cell(f1)} | {unparsed} |" for label, accuracy, f1, unparsed in rows),
     ]
-    for constant in values["constant_answers"]:
-        answer = " or ".join(constant["labels"])
-        lines.append(f"| always {answer} | {100 * constant['any_right']:.1f} | | |")
+    majority, two = values["constant_answers"]
+    lines.append(f"| always {majority['labels'][0]} | {100 * majority['any_right']:.1f} | | |")
+    lines.append(f"| oracle of two constants, {' and '.join(two['labels'])} | {100 * two['any_right']:.1f} | | |")
     lines.append("")
-    for change in values["differences"]:
-        lines.append(f"- {change['of']} - {change['to']}: {_cell(change, sign='+')}, p {change['p']:.4f}")
-    for pair, result in values.get("agreement", {}).items():
-        equal, kappa = (
-            "-" if number is None else f"{number:.{digits}f}"
-            for number, digits in ((result["equal"] and 100 * result["equal"], 1), (result["kappa"], 2))
-        )
-        lines.append(f"- {pair}: equal on {equal} % of {result['pairs']:,} pairs, kappa {kappa}")
-    if values["vote"]:
-        lines.append(f"- the vote is tied on {100 * values['vote']['ties']:.1f} % of pairs")
-        accuracy = values["all_agree"]["accuracy"]
-        right = "" if accuracy is None else f", and right on {100 * accuracy:.1f} % of these"
-        lines.append(f"- all perspectives agree on {100 * values['all_agree']['share']:.1f} % of pairs{right}")
-        lines.append(f"- at least one perspective is wrong on {100 * values['conflict']:.1f} % of pairs (eq. 4)")
+    if together:
+        lines += _together(together)
     lines += [f"- not computed: {what}: {why}" for what, why in values["undefined"].items()]
     return "\n".join([*lines, ""])
+
+
+def _together(together: Mapping[str, Any]) -> list[str]:
+    lines = [f"- {change['of']} - {change['to']}: {_cell(change, sign='+')}" for change in together["differences"]]
+    for names, result in together["agreement"].items():
+        equal = "-" if result["equal"] is None else f"{100 * result['equal']:.1f}"
+        kappa = "-" if result["kappa"] is None else f"{result['kappa']:.2f}"
+        lines.append(f"- {names}: equal on {equal} % of {result['pairs']:,} pairs, kappa {kappa}")
+    all_agree = together["all_agree"]
+    right = "" if all_agree["accuracy"] is None else f", and right on {100 * all_agree['accuracy']:.1f} % of these"
+    return [
+        *lines,
+        f"- all perspectives agree on {100 * all_agree['share']:.1f} % of pairs{right}",
+        f"- at least one perspective is wrong on {100 * together['conflict']:.1f} % of pairs (eq. 4)",
+        f"- they name {together['labels_named']:.2f} different labels a pair; their vote is tied on "
+        f"{100 * together['vote']['ties']:.1f} %",
+    ]
 
 
 def _cell(result: Mapping[str, Any] | None, sign: str = "") -> str:
@@ -86,10 +92,9 @@ def plot(metrics: Mapping[str, Any], path: Path) -> None:
     for name, result in perspectives.items():
         if "3" in result["pass_at_k"]:
             pilot.append((f"{name}, pass@3", result["pass_at_k"]["3"], COLORS.get(name, OTHER_COLOR)))
-    if values["vote"]:
-        pilot.append(("vote of the perspectives", values["vote"]["accuracy"], OTHER_COLOR))
-    if values["oracle"]:
-        pilot.append(("any perspective right", values["oracle"], "black"))
+    if values["together"]:
+        pilot.append(("vote of the perspectives", values["together"]["vote"]["accuracy"], OTHER_COLOR))
+        pilot.append(("any perspective right", values["together"]["oracle"], "black"))
 
     height = max(0.36 * len(pilot), 3.0)
     figure = Figure(figsize=(6.4 + 1.5 * len(classes), height + 1.1), layout="constrained")
@@ -98,10 +103,9 @@ def plot(metrics: Mapping[str, Any], path: Path) -> None:
         _point(left, result, row, color, horizontal=True)
     left.set_yticks(range(len(pilot)), [name.replace("_", " ") for name, _, _ in pilot])
     left.set_ylim(len(pilot) - 0.5, -0.5)
-    left.axvline(
-        100 * values["constant_answers"][0]["any_right"], color=OTHER_COLOR, linestyle=":", linewidth=1, zorder=0
-    )
-    left.set_title("accuracy × 100 (dotted: the majority class)", fontsize=10)
+    for constant in values["constant_answers"]:
+        left.axvline(100 * constant["any_right"], color=OTHER_COLOR, linestyle=":", linewidth=1, zorder=0)
+    left.set_title("accuracy × 100 (dotted: always the 1 or 2 commonest labels)", fontsize=10)
     for order, (name, result) in enumerate(perspectives.items()):
         color = COLORS.get(name, OTHER_COLOR)
         offset = 0.18 * (order - (len(perspectives) - 1) / 2)
