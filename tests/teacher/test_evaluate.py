@@ -260,16 +260,12 @@ def test_the_verb_measures_and_writes(files):
     assert metrics["facts"]["completions"].keys() == {str(folder / "completions.parquet")}
 
 
-def test_a_file_without_reasons_says_so(files):
+def test_files_of_other_tools_may_give_no_reasons_and_uneven_samples(files):
+    """Of samples, the first of each count."""
     folder, completions = files
-    metrics = call(folder, completions.drop(columns="parse_error"))
+    extra = completions.iloc[:1].assign(sample_index=7, predicted_label="I")
+    metrics = call(folder, pd.concat([completions, extra]).drop(columns="parse_error"))
     assert metrics["parse_errors"] == {"user_intent": {"no reason given": 1}}
-
-
-def test_with_uneven_samples_the_first_of_each_count(files):
-    folder, completions = files
-    extra = completions.iloc[:1].assign(sample_index=7, predicted_label="I", parse_error=None)
-    metrics = call(folder, pd.concat([completions, extra]))
     assert metrics["overall"]["perspectives"]["user_intent"]["samples"] == 2
     assert metrics["overall"]["perspectives"]["user_intent"]["accuracy"]["value"] == pytest.approx(11 / 12)
 

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import trl
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
@@ -122,6 +123,20 @@ def test_examples_as_turns_read_as_answers():
         assert parse_completion(turn["content"], book.schema) == Parsed(
             case.rationales["user_intent"], case.label, None
         )
+
+
+def test_examples_keep_their_reasoning_in_the_chat_template_of_qwen3(chat_tokenizer):
+    """Which is why they stand in the system message: as turns they lose it."""
+    template = (Path(trl.__file__).parent / "chat_templates" / "qwen3.jinja").read_text()
+    kept = {}
+    for few_shot in ("text", "turns"):
+        book = load_prompts("esci", "esci", "esci", few_shot=few_shot)
+        messages = render(book, "user_intent", PAIR)
+        text = chat_tokenizer.apply_chat_template(
+            messages, chat_template=template, tokenize=False, add_generation_prompt=True
+        )
+        kept[few_shot] = sum(case.rationales["user_intent"] in text for case in book.cases)
+    assert kept == {"text": 4, "turns": 0}
 
 
 def test_the_hash_is_of_everything_that_is_sent():
