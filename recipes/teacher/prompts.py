@@ -249,7 +249,7 @@ def main() -> None:
     arguments = parse(PromptArguments, __doc__)
     book = load_prompts(
         arguments.labels,
-        arguments.rules or arguments.labels,
+        arguments.rules or load_labels(arguments.labels).name,
         arguments.examples,
         few_shot=arguments.few_shot,
         templates=arguments.templates,
