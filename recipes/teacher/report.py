@@ -105,7 +105,7 @@ def plot(metrics: Mapping[str, Any], path: Path) -> None:
     left.set_ylim(len(pilot) - 0.5, -0.5)
     for constant in values["constant_answers"]:
         left.axvline(100 * constant["any_right"], color=OTHER_COLOR, linestyle=":", linewidth=1, zorder=0)
-    left.set_title("accuracy × 100 (dotted: always the 1 or 2 commonest labels)", fontsize=10)
+    left.set_title("accuracy × 100 (dotted: one and two constants)", fontsize=10)
     for order, (name, result) in enumerate(perspectives.items()):
         color = COLORS.get(name, OTHER_COLOR)
         offset = 0.18 * (order - (len(perspectives) - 1) / 2)
