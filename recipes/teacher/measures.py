@@ -37,7 +37,7 @@ CONVENTIONS = {
     "per_class": "Accuracy on the pairs of one gold class (its recall).",
     "agreement": "First samples, pairs where both were read: share of equal labels, and Cohen's kappa.",
     "conflict": "Share of pairs on which at least one perspective is wrong, first samples (eq. 4).",
-    "interval": "95 %, percentiles of a bootstrap that draws queries with all their pairs.",
+    "interval": "95 %, percentiles of a bootstrap that draws queries with all their pairs; null for one query.",
 }
 
 
@@ -114,18 +114,23 @@ def agreement(one: NDArray[np.int64], other: NDArray[np.int64], num_classes: int
 
 @dataclass(frozen=True)
 class Measured:
-    """Measures of a slice, and the same measures in every draw of queries `(draws,)`: all see the same draws."""
+    """Measures of a slice of `queries`, and the same in every draw of queries `(draws,)`: all see the same draws."""
 
     point: Mapping[str, float]
     drawn: Mapping[str, NDArray[np.float64]]
+    queries: int
+
+    def _interval(self, drawn: NDArray[np.float64]) -> tuple[float, float] | None:
+        # Every draw of one query is that query: the interval would have no width and claim certainty.
+        return interval(drawn) if self.queries > 1 else None
 
     def of(self, key: str) -> dict[str, Any]:
         """Return one measure with its interval."""
-        return {"value": self.point[key], "interval": interval(self.drawn[key])}
+        return {"value": self.point[key], "interval": self._interval(self.drawn[key])}
 
     def difference(self, first: str, second: str) -> dict[str, Any]:
         """Return `first` - `second` with its interval."""
-        between = interval(self.drawn[first] - self.drawn[second])
+        between = self._interval(self.drawn[first] - self.drawn[second])
         return {"of": first, "to": second, "value": self.point[first] - self.point[second], "interval": between}
 
     def best(self, keys: Sequence[str]) -> str:
@@ -177,4 +182,5 @@ def measure(
     return Measured(
         point={key: float(value[0]) for key, value in point.items()},
         drawn={key: np.concatenate([part[key] for part in parts]) for key in point},
+        queries=queries,
     )

@@ -96,7 +96,7 @@ def evaluate_answers(
         "together": _together(answers, gold, joint, measured, classes) | {"vote": voted("vote")}
         if len(joint) > 1
         else None,
-        "undefined": _undefined(answers, joint),
+        "undefined": _undefined(answers, joint, int(query.max()) + 1),
     }
 
 
@@ -140,8 +140,10 @@ def _together(
     }
 
 
-def _undefined(answers: Answers, joint: Sequence[str]) -> dict[str, str]:
+def _undefined(answers: Answers, joint: Sequence[str], queries: int) -> dict[str, str]:
     reasons = {}
+    if queries == 1:
+        reasons["intervals"] = "need two queries; there is one"
     if len(joint) < 2:
         found = ", ".join(joint) or "none of them"
         reasons["oracle, vote and agreement"] = f"need two of {', '.join(PERSPECTIVES)}; there is {found}"

@@ -77,8 +77,11 @@ def _together(together: Mapping[str, Any]) -> list[str]:
 def _cell(result: Mapping[str, Any] | None, sign: str = "") -> str:
     if result is None:
         return ""
+    value = f"{100 * result['value']:{sign}.1f}"
+    if result["interval"] is None:
+        return value
     low, high = result["interval"]
-    return f"{100 * result['value']:{sign}.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+    return f"{value} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
 def plot(metrics: Mapping[str, Any], path: Path) -> None:
@@ -127,8 +130,9 @@ def plot(metrics: Mapping[str, Any], path: Path) -> None:
 
 
 def _point(axes: Any, result: Mapping[str, Any], place: float, color: str, horizontal: bool) -> None:
-    low, high = (100 * end for end in result["interval"])
-    line = axes.hlines if horizontal else axes.vlines
-    line(place, low, high, color=color, linewidth=2, alpha=0.55)
+    if result["interval"] is not None:
+        low, high = (100 * end for end in result["interval"])
+        line = axes.hlines if horizontal else axes.vlines
+        line(place, low, high, color=color, linewidth=2, alpha=0.55)
     value = 100 * result["value"]
     axes.plot(*((value, place) if horizontal else (place, value)), "o", color=color)

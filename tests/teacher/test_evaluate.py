@@ -191,6 +191,15 @@ def test_laws_of_a_slice():
     assert {pair["kappa"] for pair in same["together"]["agreement"].values()} == {1.0}
 
 
+def test_one_query_has_no_intervals():
+    answers, gold, query = random_slice()
+    result = evaluate_answers(answers, gold, np.zeros_like(query), ESCI, draws=10, seed=0)
+    assert result["perspectives"]["user_intent"]["accuracy"]["interval"] is None
+    assert result["together"]["differences"][0]["interval"] is None
+    assert result["undefined"]["intervals"] == "need two queries; there is one"
+    assert "[" not in table({"overall": result, "locales": {}})
+
+
 def test_one_perspective_alone_claims_nothing_about_several():
     answers, gold, query = random_slice()
     result = evaluate_answers({"unified": answers["user_intent"]}, gold, query, ESCI, draws=10, seed=0)
