@@ -278,12 +278,21 @@ def _check_unique(table: pa.Table, contract: Contract, source: str | Path) -> No
 
 @dataclass(frozen=True)
 class Label:
-    """One class of a label schema: its name, other spellings, gain for nDCG, and definition for prompts."""
+    """One class of a label schema.
+
+    Attributes:
+        name: What the class is called everywhere.
+        gain: For nDCG and the expected-gain score.
+        definition: For prompts.
+        aliases: Other spellings that data may use.
+        translations: Language -> words by which a language model may answer; only `recipes.teacher.parse` reads them.
+    """
 
     name: str
     gain: float
     definition: str
     aliases: list[str] = field(default_factory=list)
+    translations: dict[str, list[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -362,4 +371,20 @@ def load_labels(name_or_path: str) -> LabelSchema:
     unknown = [name for name in schema.relevant if name not in schema.names]
     if unknown or len(set(schema.names)) != len(schema.names):
         raise UserError(f"{path}: `relevant` must name classes of `labels` ({unknown}), each class once.")
+    _check_spellings(schema, path)
     return schema
+
+
+def _check_spellings(schema: LabelSchema, path: Path) -> None:
+    """Check that no word stands for two classes: whoever reads it would have to guess."""
+    owners: dict[str, str] = {}
+    for label in schema.labels:
+        if not isinstance(label.translations, Mapping):
+            raise UserError(f"{path}: {label.name}: `translations` must be `language: [words]` lines.")
+        for words in (label.aliases, *label.translations.values()):
+            if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+                raise UserError(f"{path}: {label.name}: expected a list of words, found {words!r}.")
+        for word in (label.name, *label.aliases, *(word for words in label.translations.values() for word in words)):
+            owner = owners.setdefault(word.strip().casefold(), label.name)
+            if owner != label.name:
+                raise UserError(f"{path}: {word!r} stands for {owner} and for {label.name}; leave it to one of them.")

@@ -197,6 +197,19 @@ def test_a_column_of_labels():
             "  - {name: a, gain: 1, definition: d}\n  - {name: a, gain: 0, definition: d}",
             "each class once",
         ),
+        (
+            "name: x\nrelevant: [a]\nlabels:\n  - {name: a, gain: 1, definition: d, translations: {en: good}}",
+            "a: expected a list of words, found 'good'",
+        ),
+        (
+            "name: x\nrelevant: [a]\nlabels:\n  - {name: a, gain: 1, definition: d, translations: [good]}",
+            "a: `translations` must be",
+        ),
+        (
+            "name: x\nrelevant: [a]\nlabels:\n  - {name: a, gain: 1, definition: d, aliases: [b]}\n"
+            "  - {name: c, gain: 0, definition: d, translations: {en: [B]}}",
+            "'B' stands for a and for c",
+        ),
     ],
 )
 def test_a_broken_label_schema_is_named(tmp_path, text, message):
