@@ -140,8 +140,8 @@ def _read_file(path: Path, secrets: list[bytes], bar: Any) -> PackagedFile:
             window = tail + chunk  # a token may lie across two chunks
             if TOKEN.search(window) or any(secret in window for secret in secrets):
                 raise UserError(
-                    f"{path}: holds what looks like an access token of the Hub. Nothing was pushed. Take it out, package "
-                    "again, and revoke the token if others may have seen it: https://huggingface.co/settings/tokens"
+                    f"{path}: holds what looks like an access token of the Hub. Nothing was pushed. Take it out, "
+                    "package again, and revoke the token if others may have seen it: https://huggingface.co/settings/tokens"
                 )
             tail = window[-1024:]
     return PackagedFile(size, sha256.hexdigest(), git.hexdigest())

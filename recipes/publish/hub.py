@@ -50,7 +50,7 @@ class Hub:
         from json import JSONDecodeError
 
         from httpx2 import TransportError
-        from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+        from huggingface_hub.errors import HfHubHTTPError
         from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt, wait_exponential_jitter
 
         def passes(error: BaseException) -> bool:
@@ -72,17 +72,15 @@ class Hub:
         )
         try:
             return retrying(call)
-        except (HfHubHTTPError, TransportError, JSONDecodeError, OfflineModeIsEnabled, RuntimeError) as error:
+        except (HfHubHTTPError, TransportError, JSONDecodeError, RuntimeError) as error:
             if isinstance(_cause(error), RuntimeError):
                 raise
             raise UserError(self._explain(what, _cause(error))) from None
 
     def _explain(self, what: str, error: BaseException) -> str:
-        from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+        from huggingface_hub.errors import HfHubHTTPError
 
         failed = f"Could not {what}: {_reason(error)}."
-        if isinstance(error, OfflineModeIsEnabled):
-            return f"{failed} HF_HUB_OFFLINE is set; unset it. {NOTHING_LOST}"
         if not isinstance(error, HfHubHTTPError):
             return f"{failed} Is there a network, and is {self.api.endpoint} the Hub you mean? {NOTHING_LOST}"
         status = error.response.status_code
@@ -93,6 +91,24 @@ class Hub:
         if status in PASSING:
             return f"{failed} {NOTHING_LOST}"
         return f"{failed} Nothing more was changed."
+
+
+def set_timeout(seconds: float) -> None:
+    """Make every call fail that gets no answer for so long; huggingface_hub by itself waits for ever.
+
+    Raises:
+        UserError: The client is told to stay offline.
+    """
+    import httpx2
+    from huggingface_hub import is_offline_mode, set_client_factory
+
+    def set_on(request: httpx2.Request) -> None:
+        # Several calls of huggingface_hub ask for no time-out, which wins over their client's.
+        request.extensions = {**request.extensions, "timeout": httpx2.Timeout(seconds).as_dict()}
+
+    if is_offline_mode():
+        raise UserError("HF_HUB_OFFLINE is set, so nothing can be pushed: unset it.")
+    set_client_factory(lambda: httpx2.Client(event_hooks={"request": [set_on]}, follow_redirects=True))
 
 
 def _cause(error: BaseException | None) -> BaseException:

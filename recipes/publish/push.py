@@ -4,13 +4,12 @@
     python -m recipes.publish.push --folder runs/publish/student --repo_id shop/relevance --dry_run
     python -m recipes.publish.push --folder runs/publish/student --repo_id shop/relevance --tag v1
     python -m recipes.publish.push --folder runs/publish/student --repo_id shop/relevance --revision candidate
-    python -m recipes.publish.push --folder runs/publish/student --repo_id shop/relevance --public \
-        --collection "Relevance for shops"
+    python -m recipes.publish.push --folder runs/publish/student --repo_id shop/relevance --public --collection Search
 
 Reads: a folder of `recipes.publish.package` and `<folder>.package.json` beside it. Afterwards the repository's branch
 holds the files of the folder and no others (the Hub's own .gitattributes stays). A new repository is private unless
-`--public`; an existing one stays what it is unless `--public` or `--public false` says otherwise. A push that changes
-nothing makes no commit, and one that was interrupted is finished by the next.
+`--public`; an existing one stays what it is unless `--public` or `--private` is said. A push that changes nothing makes
+no commit, and one that was interrupted is finished by the next.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from typing import TYPE_CHECKING, Literal
 
 from recipes.arguments import UserError, parse, run
 from recipes.publish.folder import PackagedFolder, read_packaged
-from recipes.publish.hub import SETTINGS, Hub
+from recipes.publish.hub import SETTINGS, Hub, set_timeout
 from recipes.publish.remote import Changes, Remote, check_access, check_name, compare, look, read_files
 
 if TYPE_CHECKING:
@@ -40,11 +39,8 @@ class PushArguments:
     )
     revision: str = field(default="main", metadata={"help": "Branch to push to; it is created, from main, if need be."})
     tag: list[str] = field(default_factory=list, metadata={"help": "Tags for what was pushed. Tags are never moved."})
-    public: bool | None = field(
-        default=None,
-        metadata={"help": "Make the repository public (false: private) once all is pushed. By default a new one is "
-                          "private and an existing one is left as it is."},
-    )  # fmt: skip
+    public: bool = field(default=False, metadata={"help": "Make the repository public, once all is pushed."})
+    private: bool = field(default=False, metadata={"help": "Make the repository private; a new one is so by default."})
     collection: str | None = field(
         default=None, metadata={"help": "Title of a collection of the owner, created if need be, to put it into."}
     )
@@ -80,13 +76,15 @@ def push(arguments: PushArguments, api: HfApi | None = None) -> str | None:
             f"--repo_type {arguments.repo_type}: {arguments.folder} is packaged for a {package.repo_type} repository "
             f"({package.kind}). Leave the option out."
         )
+    if arguments.public and arguments.private:
+        raise UserError("--public and --private: choose one of them, or neither.")
     if package.repo_type == "space" and "sdk" not in package.card:
         raise UserError(f"{package.path / 'README.md'}: a Space needs `sdk:` in its metadata. Package it again.")
     for path, file in package.files.items():
         print(f"{file.size:>13,}  {path}")
     if not token:
         raise UserError(f"no token of the Hub: run `hf auth login`, or set HF_TOKEN to one of {SETTINGS}.")
-    _set_timeout(arguments.timeout)
+    set_timeout(arguments.timeout)
     hub = Hub(api, arguments.repo_id, package.repo_type, arguments.attempts)
     check_access(hub)
     before = look(hub, arguments.revision)
@@ -113,18 +111,8 @@ def check_refs(before: Remote, arguments: PushArguments, changes: Changes) -> No
             raise UserError(f"--tag {tag}: is a branch. Choose another name.")
         if tag in before.tags and (changes or before.tags[tag] != before.head):
             raise UserError(
-                f"--tag {tag}: stands for commit {before.tags[tag][:7]} already, and tags are not moved. Choose another."
+                f"--tag {tag}: stands for commit {before.tags[tag][:7]}, and tags are not moved. Choose another."
             )
-
-
-def _set_timeout(seconds: float) -> None:
-    """Make a call fail that gets no answer; huggingface_hub would wait for ever."""
-    import httpx2
-    from huggingface_hub import is_offline_mode, set_client_factory
-
-    if is_offline_mode():
-        raise UserError("HF_HUB_OFFLINE is set, so nothing can be pushed: unset it.")
-    set_client_factory(lambda: httpx2.Client(follow_redirects=True, timeout=seconds))
 
 
 def _show(arguments: PushArguments, before: Remote, changes: Changes) -> None:
@@ -149,12 +137,13 @@ def _push(hub: Hub, arguments: PushArguments, package: PackagedFolder, before: R
     for tag in arguments.tag:
         tagged = {"tag": tag, "revision": commit, "exist_ok": True}
         hub.do(f"create the tag {tag}", lambda tagged=tagged: api.create_tag(**where, **tagged))
-    private = before.private if arguments.public is None else not arguments.public
+    asked = arguments.public or arguments.private
+    private = arguments.private if asked else before.private
     if private != before.private:
         hub.do("change the visibility", lambda: api.update_repo_settings(**where, private=private))
     if arguments.collection:
         _collect(hub, arguments.collection, private)
-    left_alone = ", as it was" if before.exists and arguments.public is None else ""
+    left_alone = ", as it was" if before.exists and not asked else ""
     folder = "" if hub.repo_type == "model" else f"{hub.repo_type}s/"
     print(f"{'Private' if private else 'Public'}{left_alone}: {api.endpoint}/{folder}{hub.repo_id}")
     print(f"Next: hf download {hub.repo_id} --repo-type {hub.repo_type} --revision {(arguments.tag or [branch])[0]}")

@@ -103,8 +103,8 @@ def check_name(hub: Hub) -> None:
             continue
         if hub.do(f"look for a {other}", lambda other=other: hub.api.repo_exists(hub.repo_id, repo_type=other)):
             raise UserError(
-                f"--repo_id {hub.repo_id}: is a {other} already, and this folder goes into a {hub.repo_type} repository. "
-                "Choose another name, or pass --share_name to use the name for both."
+                f"--repo_id {hub.repo_id}: is a {other} already, and this folder is for a {hub.repo_type}. Choose "
+                "another name, or pass --share_name to use the name for both."
             )
 
 

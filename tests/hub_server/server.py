@@ -9,7 +9,7 @@ import json
 import os
 import re
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -44,6 +44,7 @@ class Fault:
     lost: bool
     cut: int | None
     corrupt: bool
+    call: Callable[[str], object] | None
 
 
 class Refused(Exception):
@@ -100,6 +101,7 @@ class Hub:
         lost: bool = False,
         cut: int | None = None,
         corrupt: bool = False,
+        call: Callable[[str], object] | None = None,
     ) -> Fault:
         """Let the next `times` requests go wrong whose "METHOD /path" the regular expression matches in full.
 
@@ -109,8 +111,9 @@ class Hub:
             lost: Do what was asked, and close the connection without an answer.
             cut: Close the connection after so many bytes of the answer's body.
             corrupt: Send a body of the right length with other bytes.
+            call: Call this with the request before anything is done.
         """
-        self.faults.append(Fault(pattern, times, status, delay, lost, cut, corrupt))
+        self.faults.append(Fault(pattern, times, status, delay, lost, cut, corrupt, call))
         return self.faults[-1]
 
     def commits(self, kind: str, repo_id: str, revision: str = "main") -> list[Commit]:
@@ -184,6 +187,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.body = self._read_body()
             if fault and fault.delay:
                 self.hub.closing.wait(fault.delay)
+            if fault and fault.call:
+                fault.call(request)
             try:
                 if fault and fault.status:
                     # The clients wait a second more than Retry-After says, else longer after each failure.
