@@ -1,1 +1,1 @@
-"""From what runs recorded to repositories on the Hub."""
+"""Put what runs made on the Hub: one folder that is exactly what is uploaded, then one commit."""

@@ -20,8 +20,8 @@ from json import JSONDecodeError
 from typing import TYPE_CHECKING, Literal
 
 from recipes.arguments import UserError, parse, run
-from recipes.publish.folder import PackagedFolder, read_packaged
 from recipes.publish.hub import SETTINGS, Hub, set_timeout
+from recipes.publish.packaged import PackagedFolder, read_packaged
 from recipes.publish.remote import Changes, Remote, check_access, check_name, compare, look, read_files
 
 if TYPE_CHECKING:
@@ -33,7 +33,10 @@ class PushArguments:
     """What `recipes.publish.push` can be told."""
 
     folder: str = field(metadata={"help": "Folder that recipes.publish.package made."})
-    repo_id: str = field(metadata={"help": "Repository to push to, as owner/name; it is created if need be."})
+    repo_id: str | None = field(
+        default=None,
+        metadata={"help": "Repository, owner/name; created if need be. By default what it is packaged for."},
+    )
     repo_type: Literal["model", "dataset", "space"] | None = field(
         default=None, metadata={"help": "The package's own type by default; another one is an error."}
     )
@@ -76,6 +79,14 @@ def push(arguments: PushArguments, api: HfApi | None = None) -> str | None:
             f"--repo_type {arguments.repo_type}: {arguments.folder} is packaged for a {package.repo_type} repository "
             f"({package.kind}). Leave the option out."
         )
+    repo_id = arguments.repo_id or package.repo_id
+    if repo_id is None:
+        raise UserError("--repo_id: expected the repository to push to, owner/name.")
+    if package.repo_id not in (None, repo_id):
+        raise UserError(
+            f"--repo_id {repo_id}: {arguments.folder} is packaged for {package.repo_id}, which its card names. Leave "
+            "the option out, or package it again for the other name."
+        )
     if arguments.public and arguments.private:
         raise UserError("--public and --private: choose one of them, or neither.")
     if package.repo_type == "space" and "sdk" not in package.card:
@@ -85,7 +96,7 @@ def push(arguments: PushArguments, api: HfApi | None = None) -> str | None:
     if not token:
         raise UserError(f"no token of the Hub: run `hf auth login`, or set HF_TOKEN to one of {SETTINGS}.")
     set_timeout(arguments.timeout)
-    hub = Hub(api, arguments.repo_id, package.repo_type, arguments.attempts)
+    hub = Hub(api, repo_id, package.repo_type, arguments.attempts)
     check_access(hub)
     before = look(hub, arguments.revision)
     if not before.exists and not arguments.share_name:
@@ -93,7 +104,7 @@ def push(arguments: PushArguments, api: HfApi | None = None) -> str | None:
     changes = compare(package, before.files)
     check_refs(before, arguments, changes)
     if arguments.dry_run:
-        _show(arguments, before, changes)
+        _show(repo_id, arguments.revision, before, changes)
         return before.head
     return _push(hub, arguments, package, before)
 
@@ -115,10 +126,10 @@ def check_refs(before: Remote, arguments: PushArguments, changes: Changes) -> No
             )
 
 
-def _show(arguments: PushArguments, before: Remote, changes: Changes) -> None:
+def _show(repo_id: str, revision: str, before: Remote, changes: Changes) -> None:
     """Say what a push would do."""
-    branch = arguments.revision + ("" if arguments.revision in before.branches else " (new)")
-    print(f"To {arguments.repo_id}{'' if before.exists else ' (new)'}, branch {branch}:")
+    branch = revision + ("" if revision in before.branches else " (new)")
+    print(f"To {repo_id}{'' if before.exists else ' (new)'}, branch {branch}:")
     for sign, paths in (("+", changes.add), ("~", changes.change), ("-", changes.delete)):
         print("".join(f"  {sign} {path}\n" for path in paths), end="")
     print("Dry run: nothing was pushed." if changes else "Nothing to push. Dry run.")

@@ -9,7 +9,7 @@ from recipes.arguments import UserError
 from recipes.publish.hub import SETTINGS, Hub
 
 if TYPE_CHECKING:
-    from recipes.publish.folder import PackagedFolder
+    from recipes.publish.packaged import PackagedFolder
 
 OWN_FILES = {".gitattributes"}  # the Hub makes it
 

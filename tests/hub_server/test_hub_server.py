@@ -36,10 +36,10 @@ def hub():
 def client(hub, tmp_path):
     """Run code with `api`, an HfApi, in a process that knows this Hub only; return what it assigns to `found`."""
 
-    def run(code, token=None, home="hf"):
+    def run(code, token=None, arguments=()):
         code = f"{IMPORTS}\n{code}\nprint('FOUND' + json.dumps(found))"
-        environment = hub.environment(tmp_path / home, token)
-        command = [sys.executable, "-c", code]
+        environment = hub.environment(tmp_path / "hf", token)
+        command = [sys.executable, "-c", code, json.dumps(arguments)]
         done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr[-2000:]
         return json.loads(done.stdout.split("FOUND")[1])
@@ -121,48 +121,51 @@ def test_the_life_of_a_repository(hub, client, folder):
 
 
 ACCESS = """
+import sys
 found = {}
-def attempt(name, do):
-    try:
-        do()
-        found[name] = "done"
-    except HfHubHTTPError as error:
-        found[name] = [type(error).__name__, error.response.status_code]
-operations = lambda: [CommitOperationAdd("x.txt", b"x")]
-attempt("whoami", api.whoami)
-attempt("private", lambda: api.model_info("shop/secret"))
-attempt("public", lambda: api.model_info("shop/open"))
-attempt("missing", lambda: api.model_info("shop/none"))
-attempt("download", lambda: hf_hub_download("shop/secret", "model.safetensors"))
-attempt("write", lambda: api.create_commit("shop/open", operations(), commit_message="x"))
-attempt("auth_check", lambda: api.auth_check("shop/open", write=True))
-attempt("create", lambda: api.create_repo("shop/new"))
-attempt("revision", lambda: api.model_info("shop/open", revision="v9"))
-attempt("file", lambda: hf_hub_download("shop/open", "none.txt"))
+for token in json.loads(sys.argv[1]):
+    api, found[token] = HfApi(token=token or False), {}
+    operations = [CommitOperationAdd("x.txt", b"x")]
+    for name, call in {
+        "whoami": lambda: api.whoami(token or "hf_wrong"),
+        "public": lambda: api.model_info("shop/open"),
+        "private": lambda: api.model_info("shop/secret"),
+        "missing": lambda: api.model_info("shop/none"),
+        "download": lambda: api.hf_hub_download("shop/secret", "model.safetensors", local_dir=token or "nobody"),
+        "revision": lambda: api.model_info("shop/open", revision="v9"),
+        "file": lambda: api.hf_hub_download("shop/open", "none.txt"),
+        "write": lambda: api.create_commit("shop/open", operations, commit_message="x"),
+        "auth_check": lambda: api.auth_check("shop/open", write=True),
+        "create": lambda: api.create_repo("shop/new"),
+    }.items():
+        try:
+            call()
+            found[token][name] = "done"
+        except HfHubHTTPError as error:
+            found[token][name] = f"{type(error).__name__} {error.response.status_code}"
 """
-ANYBODY = {"revision": ["RevisionNotFoundError", 404], "file": ["RemoteEntryNotFoundError", 404], "public": "done"}
-HIDDEN = ["RepositoryNotFoundError", 404]
-FORBIDDEN = ["HfHubHTTPError", 403]
 
 
 def test_what_each_token_may_do(hub, client):
     hub.repositories["models", "shop/secret"] = Repository(FILES, private=True)
     hub.repositories["models", "shop/open"] = Repository(FILES)
-    writing = dict.fromkeys(("write", "auth_check", "create"), FORBIDDEN)
-    read_only = client(ACCESS, hub.token(role="read"), "read")
-    assert read_only == ANYBODY | writing | dict.fromkeys(("whoami", "private", "download"), "done") | {
-        "missing": HIDDEN
-    }
-    stranger = client(ACCESS, hub.token("eve", organisations=()), "stranger")
-    hidden = dict.fromkeys(("private", "download", "missing"), HIDDEN)
-    assert stranger == ANYBODY | writing | hidden | {"whoami": "done"}
-    nobody = client(ACCESS.replace("api.whoami", "lambda: api.whoami('hf_wrong')"), home="nobody")
-    refused = {name: ["HfHubHTTPError", 401] for name in ("whoami", "write", "auth_check", "create")}
-    hidden = {name: ["RepositoryNotFoundError", 401] for name in ("private", "download", "missing")}
-    assert nobody == ANYBODY | refused | hidden
-    wrong = client(ACCESS, "hf_" + "x" * 34, "wrong")
-    assert set(map(tuple, wrong.values())) == {("HfHubHTTPError", 401)}
-    assert client(ACCESS, hub.token(), "owner")["write"] == "done"
+    owner, reader, stranger = hub.token(), hub.token(role="read"), hub.token("eve", organisations=())
+    wrong, nobody = "hf_" + "x" * 34, ""
+    found = client(ACCESS, arguments=[owner, reader, stranger, wrong, nobody])
+    anybody = {"public": "done", "revision": "RevisionNotFoundError 404", "file": "RemoteEntryNotFoundError 404"}
+    reads, writes = ("private", "download"), ("write", "auth_check", "create")
+
+    def all_of(names, answer):
+        return dict.fromkeys(names, answer)
+
+    hidden, forbidden = "RepositoryNotFoundError 404", "HfHubHTTPError 403"
+    known = anybody | {"whoami": "done", "missing": hidden}
+    assert found[owner] == known | all_of([*reads, *writes], "done")
+    assert found[reader] == known | all_of(reads, "done") | all_of(writes, forbidden)
+    assert found[stranger] == known | all_of(reads, hidden) | all_of(writes, forbidden)
+    assert found[wrong] == all_of(known | all_of([*reads, *writes], ""), "HfHubHTTPError 401")
+    unauthorized = all_of(["whoami", *writes], "HfHubHTTPError 401")
+    assert found[nobody] == anybody | unauthorized | all_of(["missing", *reads], "RepositoryNotFoundError 401")
 
 
 FAULTS = """
@@ -175,7 +178,8 @@ for name in ("cut", "failing", "failing", "corrupt", "corrupt"):
         found.setdefault(name, []).append(type(error).__name__)
 for timeout in (0.2, 60):
     try:
-        found.setdefault("slow", []).append(get_session().get(hf_hub_url("shop/open", "slow.txt"), timeout=timeout).text)
+        url = hf_hub_url("shop/open", "slow.txt")
+        found.setdefault("slow", []).append(get_session().get(url, timeout=timeout).text)
     except TimeoutException as error:
         found["slow"] = [type(error).__name__]
 """

@@ -2,8 +2,11 @@
 
 import hashlib
 import json
+from contextlib import contextmanager
 
 import pytest
+from huggingface_hub import HfApi, set_client_factory
+from huggingface_hub.utils._http import default_client_factory
 
 from recipes.publish.push import PushArguments, push
 from tests.hub_server import serve
@@ -40,18 +43,22 @@ def package(tmp_path):
     return make
 
 
-@pytest.fixture
-def push_to(hub, monkeypatch, tmp_path):
-    """Push in this process, as somebody of the shop; the client is told where the Hub is, as HF_ENDPOINT would."""
-    from huggingface_hub import HfApi, set_client_factory
-    from huggingface_hub.utils._http import default_client_factory
-
+@contextmanager
+def online(monkeypatch):
+    """Let this process push, which the other tests keep offline."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+    yield
+    set_client_factory(default_client_factory)
+
+
+@pytest.fixture
+def push_to(hub, monkeypatch):
+    """Push in this process, as somebody of the shop; the client is told where the Hub is, as HF_ENDPOINT would."""
 
     def run(folder, repo_id="shop/student", token=None, **options):
         token = token or hub.token()
         return push(PushArguments(folder=str(folder), repo_id=repo_id, **options), HfApi(hub.url, token))
 
-    yield run
-    set_client_factory(default_client_factory)
+    with online(monkeypatch):
+        yield run

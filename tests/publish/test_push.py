@@ -184,7 +184,7 @@ def test_the_folder_must_be_what_was_packaged(hub, package, push_to, tmp_path):
 def test_a_token_is_never_pushed(hub, package, push_to, capsys):
     token = hub.token()
     for content in (b"x" * 1_048_570 + token.encode(), b"key = hf_" + b"a1" * 17):
-        with pytest.raises(UserError, match="notes[.]txt: holds what looks like an access token") as caught:
+        with pytest.raises(UserError, match=r"notes[.]txt: holds what looks like an access token") as caught:
             push_to(package({"notes.txt": content}), token=token)
         assert token not in str(caught.value)
     assert hub.requests == []
@@ -212,6 +212,18 @@ def test_who_may_not_push(hub, package, push_to):
     push_to(folder)
     hub.fault("GET .*/auth-check/write", status=403, times=9)
     refused("answers 403.*use one with write access")
+
+
+def test_the_name_that_it_is_packaged_for(hub, package, push_to, tmp_path):
+    folder = package(FILES)
+    with pytest.raises(UserError, match="--repo_id: expected the repository"):
+        push_to(folder, repo_id=None)
+    record = tmp_path / "student.package.json"
+    record.write_text(record.read_text().replace("{", '{"repo_id": "shop/other", ', 1))
+    with pytest.raises(UserError, match="student is packaged for shop/other, which its card names"):
+        push_to(folder)
+    push_to(folder, repo_id=None)
+    assert on_the_hub(hub, repo_id="shop/other") == in_the_folder(folder)
 
 
 def test_a_name_of_another_type(hub, package, push_to):

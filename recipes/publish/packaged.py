@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 # What the Hub's access tokens look like.
-TOKEN = re.compile(rb"\bhf_[A-Za-z0-9]{30,}")
+TOKEN = re.compile(rb"hf_[A-Za-z0-9]{30,}")
 # Folders that git and the Hub's clients keep for themselves: the Hub takes no file under them.
 RESERVED = {".git", ".cache"}
 AGAIN = "Package it again: python -m recipes.publish.package"
@@ -37,6 +37,7 @@ class PackagedFolder:
 
     Attributes:
         path: Where it lies.
+        repo_id: The repository that it was packaged for, which its card names; None if the record does not say.
         kind: `student`, `adapter`, `dataset`, `metric` or `space`.
         repo_type: `model`, `dataset` or `space`.
         files: Path in the folder, with slashes -> the file.
@@ -44,6 +45,7 @@ class PackagedFolder:
     """
 
     path: Path
+    repo_id: str | None
     kind: str
     repo_type: str
     files: dict[str, PackagedFile]
@@ -89,7 +91,8 @@ def read_packaged(folder: str | Path, secrets: Iterable[str] = ()) -> PackagedFo
             files[path] = _read_file(file, [secret.encode() for secret in secrets], bar)
             if files[path].sha256 != packed[path]:
                 raise UserError(f"{file}: has changed since it was packaged. {AGAIN}")
-    return PackagedFolder(root, record["kind"], record["repo_type"], files, _read_card(root / "README.md"))
+    card = _read_card(root / "README.md")
+    return PackagedFolder(root, record["repo_id"], record["kind"], record["repo_type"], files, card)
 
 
 def _lower() -> str:
@@ -112,7 +115,8 @@ def _read_record(root: Path) -> dict[str, Any]:
         raise UserError(f"{path}: not the record of a packaged folder ({error!r}). {AGAIN}") from None
     if repo_type not in ("model", "dataset", "space"):
         raise UserError(f"{path}: repo_type is {repo_type!r}; expected model, dataset or space. {AGAIN}")
-    return {"kind": str(record.get("kind", repo_type)), "repo_type": repo_type, "files": files}
+    kind, repo_id = record.get("kind", repo_type), record.get("repo_id")
+    return {"repo_id": repo_id, "kind": kind, "repo_type": repo_type, "files": files}
 
 
 def _list_files(root: Path) -> dict[str, Path]:
