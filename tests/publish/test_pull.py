@@ -309,7 +309,7 @@ def olah(shop, tmp_path):
     with (tmp_path / "olah.log").open("w") as log:
         server = subprocess.Popen(command, cwd=tmp_path, stdout=log, stderr=subprocess.STDOUT)
     try:
-        while not answers(f"http://127.0.0.1:{port}/api/models/shop/student"):
+        while not answers(f"http://127.0.0.1:{port}/api/models/shop/student/revision/main"):
             assert server.poll() is None, (tmp_path / "olah.log").read_text()
             time.sleep(0.1)
         yield f"http://127.0.0.1:{port}"

@@ -8,8 +8,12 @@ import time
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from recipes.arguments import UserError
+from recipes.publish.packaged import PackagedFile, PackagedFolder
+from recipes.publish.remote import compare
 from tests.publish.conftest import README, seal
 
 ROOT = Path(__file__).parents[2]
@@ -162,7 +166,10 @@ def test_the_folder_must_be_what_was_packaged(hub, package, push_to, tmp_path):
     os.mkfifo(folder / "config.json")
     refused("config.json: is not a regular file")
     (folder / "config.json").unlink()
+    (folder / ".cache" / "lock").write_bytes(b"")
     seal(folder)
+    refused("lock: the Hub takes no files under .cache or .git")
+    (folder / ".cache" / "lock").unlink()
     (folder / "README.md").unlink()
     seal(folder)
     refused("has no README.md")
@@ -254,6 +261,22 @@ def test_branches_and_tags_that_cannot_be(hub, package, push_to):
     assert writes(hub) == asked
 
 
+OIDS = st.sampled_from(["a", "b"])
+PATHS = st.sampled_from(["README.md", "x", "y/z", ".gitattributes"])
+
+
+@given(local=st.dictionaries(PATHS, OIDS), remote=st.dictionaries(PATHS, OIDS))
+def test_the_changes_make_the_hubs_files_those_of_the_folder(local, remote):
+    files = {path: PackagedFile(1, f"sha256 {oid}", oid) for path, oid in local.items()}
+    changes = compare(PackagedFolder(Path("x"), None, "student", "model", files, {}), remote)
+    kept = {path: oid for path, oid in remote.items() if path not in changes.delete}
+    after = kept | {path: local[path] for path in [*changes.add, *changes.change]}
+    assert {path: after[path] for path in local} == local
+    assert after.keys() - local.keys() <= {".gitattributes"}
+    assert bool(changes) == (after != remote)
+    assert all(remote[path] != local[path] for path in changes.change)
+
+
 # One phase of a push a line, as the request that fails.
 PHASES = {
     "sign in": "GET /api/whoami-v2",
@@ -298,7 +321,6 @@ def test_large_files_are_sent_once_whatever_happens(hub, package, push_to):
     hub.fault("PUT /storage/.*", lost=True)
     # The Hub makes the commit, and the answer is lost: the commit is found, not made again.
     hub.fault("POST .*/commit/main", lost=True)
-    # Somebody else commits in between.
     push_to(folder, timeout=1.0)
     assert on_the_hub(hub) == in_the_folder(folder)
     assert [commit.title for commit in hub.commits(*MODEL)] == ["Push student", "initial commit"]
@@ -311,7 +333,8 @@ def test_a_commit_of_somebody_else_in_between(hub, package, push_to):
     repository, theirs = hub.repositories[MODEL], {}
 
     def meanwhile(request):
-        theirs[request] = repository.add("main", repository.find().files, "theirs", "eve")
+        files = repository.find().files
+        theirs[request] = repository.add("main", files | {"theirs.txt": files["README.md"]}, "theirs", "eve")
 
     hub.fault("POST .*/preupload/main", call=meanwhile)
     push_to(seal(folder))
