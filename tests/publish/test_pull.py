@@ -325,11 +325,14 @@ def answers(url):
         return False
 
 
+# It answers a folder that is not there (which AutoTokenizer asks for) like a repository that is not there: so the
+# tokenizer comes from the snapshot.
 OLAH = """
 import torch
+from huggingface_hub import snapshot_download
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
+tokenizer = AutoTokenizer.from_pretrained(snapshot_download("shop/student", revision="main"), trust_remote_code=False)
 remote = {"trust_remote_code": True, "revision": "main"}
-tokenizer = AutoTokenizer.from_pretrained("shop/student", revision="main", trust_remote_code=False)
 model = AutoModelForSequenceClassification.from_pretrained("shop/student", **remote).eval()
 with torch.inference_mode():
     found = model(**tokenizer(*map(list, zip(*pairs)), padding=True, return_tensors="pt")).logits.tolist()
