@@ -1,0 +1,1 @@
+"""Cards for the Hub, rendered from facts that runs recorded."""

@@ -1,0 +1,1 @@
+"""Publish: what goes to the Hub, as folders with cards."""
