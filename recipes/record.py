@@ -25,7 +25,7 @@ def environment() -> dict[str, Any]:
         "cpu": _cpu(),
         "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "cpu_threads": torch.get_num_threads(),
-        "code_commit": _commit(),
+        "code_commit": code_commit(),
     }
 
 
@@ -37,7 +37,8 @@ def _cpu() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def _commit() -> str | None:
+def code_commit() -> str | None:
+    """Return the commit of this checkout, with `-dirty` if it was changed; None outside of git."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
