@@ -158,7 +158,7 @@ class Hardware:
 
 @dataclass(frozen=True)
 class Score:
-    """One metric of one slice, as a share; `interval` where the evaluation draws one."""
+    """One metric of one slice, as a share; `interval` where there is one to speak of."""
 
     value: float
     interval: tuple[float, float] | None = None
@@ -254,6 +254,7 @@ class StudentFacts(ModelFacts):
         pairs_per_second: In the evaluation.
         scoring: What the evaluation ran on.
         tasks: Pipelines that it brings.
+        has_ranking_view: It can show one score a pair, for `CrossEncoder.rank`.
         has_calibration: calibration.json is in the repository.
         onnx: ONNX files in the repository.
     """
@@ -267,6 +268,7 @@ class StudentFacts(ModelFacts):
     pairs_per_second: float
     scoring: Hardware
     tasks: Sequence[str] = ()
+    has_ranking_view: bool = False
     has_calibration: bool = False
     onnx: Sequence[str] = ()
 
@@ -277,9 +279,11 @@ class AdapterFacts(ModelFacts):
 
     Attributes:
         lora: Field of `adapter_config.json` -> value: rank, alpha, dropout, target modules.
+        messages: A chat as it was trained on, for the snippet.
     """
 
     lora: Mapping[str, Any]
+    messages: Sequence[Mapping[str, str]]
 
 
 @dataclass(frozen=True)

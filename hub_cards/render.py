@@ -23,7 +23,8 @@ METRICS = {"accuracy": "accuracy", "macro_f1": "macro-F1", "ndcg": "nDCG", "ece"
 # The Hub's names of the same.
 _HUB_METRICS = {"accuracy": "accuracy", "macro_f1": "f1", "ndcg": "ndcg", "ece": "ece"}
 # What markdown acts on anywhere; what it acts on at the start of a line; what it turns into links by itself.
-_SPECIAL = re.compile(r"([\\`*_\[\]|~$])|^(\d*)([-+#=.)])|(:)(?=//)|(?<=www)(\.)", re.IGNORECASE)
+_ANYWHERE = re.compile(r"([\\`*_\[\]|~$]|:(?=//)|(?<=\bwww)\.)", re.IGNORECASE)
+_AT_START = re.compile(r"^(\d*)([.)+#=-])(?=[\s#=-]|$)")
 
 
 class Markdown(str):
@@ -41,10 +42,8 @@ def escape(text: Any) -> Markdown:
     """
     if isinstance(text, Markdown):
         return text
-    line = html.escape(" ".join(str(text).split()), quote=False)
-    return Markdown(
-        _SPECIAL.sub(lambda found: f"{found[2] or ''}\\{found[1] or found[3] or found[4] or found[5]}", line)
-    )
+    line = _ANYWHERE.sub(r"\\\1", html.escape(" ".join(str(text).split()), quote=False))
+    return Markdown(_AT_START.sub(r"\1\\\2", line))
 
 
 def paragraphs(text: str) -> Markdown:
@@ -159,7 +158,7 @@ def student_card(facts: StudentFacts) -> str:
         **_tables(
             facts,
             [
-                ("weights", f"{facts.parameters:,}"),
+                ("parameters", f"{facts.parameters:,}"),
                 ("pairs", f"{facts.train_rows:,}, of them {facts.guided_rows:,} with embedded reasoning"),
             ],
         ),
@@ -247,7 +246,7 @@ def _tables(facts: StudentFacts | AdapterFacts, more: list[tuple[str, str]]) -> 
             (f"sha256 of the {facts.evaluation.split} split", code(facts.evaluation.pairs_sha256)),
             *more,
             ("code commit", f"{facts.code_commit}{where}"),
-            ("hardware", f"{hardware.device}, {hardware.threads} threads"),
+            ("hardware", f"{hardware.device}, threads: {hardware.threads}"),
             ("training time", duration(facts.train_seconds)),
             ("software", f"Python {hardware.python}, {versions}"),
             ("evaluated", facts.evaluation.date),

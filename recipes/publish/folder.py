@@ -57,7 +57,8 @@ def read_statement(path: str | None, kind: str) -> Statement:
 
     if path is None:
         raise UserError(
-            f"--facts: a {kind} needs it. Copy recipes/configs/publish/facts_bazaar.yaml and write what is true of yours."
+            f"--facts: a {kind} needs it. Copy recipes/configs/publish/facts_bazaar.yaml and write what is true of "
+            "yours."
         )
     values = read_yaml(Statement, path)
     missing = [one.name for one in fields(Statement) if one.default is MISSING and one.name not in values]
@@ -109,8 +110,8 @@ def refuse_private_content(files: Files) -> None:
                 raise UserError(f"{name}: not JSON ({error}).") from None
             if found is not None:
                 raise UserError(
-                    f"{name}: {found[0]} is {found[1]!r}, a path of this machine, which nobody else has. Write the Hub id, "
-                    "or remove the key, and package again."
+                    f"{name}: {found[0]} is {found[1]!r}, a path of this machine, which nobody else has. Write "
+                    "the Hub id, or remove the key, and package again."
                 )
 
 

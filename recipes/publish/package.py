@@ -4,7 +4,7 @@
         --evaluation runs/demo/students/lrkd-gat-0/evaluation-test \
         --facts recipes/configs/publish/facts_bazaar.yaml --repo_id ORG/lrkd-gat --output runs/publish/student
     python -m recipes.publish.package --kind adapter --source runs/teacher/dpo --evaluation runs/teacher/evaluation \
-        --facts FACTS.yaml --repo_id ORG/teacher --output runs/publish/adapter
+        --messages MESSAGES.json --facts FACTS.yaml --repo_id ORG/teacher --output runs/publish/adapter
     python -m recipes.publish.package --kind metric --facts FACTS.yaml --repo_id ORG/lrkd_relevance \
         --output runs/publish/lrkd_relevance
     python -m recipes.publish.package --kind space --models ORG/lrkd-gat --repo_id ORG/relevance \
@@ -45,7 +45,11 @@ class PackageArguments:
         metadata={"help": "YAML of what only a person can state: licence, languages, intended use, authors..."},
     )
     models: list[str] = field(
-        default_factory=list, metadata={"help": "Space: Hub ids of the students that it offers, the first one preset."}
+        default_factory=list, metadata={"help": "Space: Hub ids of its students, or ID@REVISION; the first is preset."}
+    )
+    messages: str | None = field(
+        default=None,
+        metadata={"help": "Adapter: JSON list of chat messages (role, content) as it was trained on, for the snippet."},
     )
     dry_run: bool = field(default=False, metadata={"help": "List what would be there, and write nothing."})
 

@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from recipes.publish.package import Files, PackageArguments
 
 SOURCE = Path(__file__).parents[2] / "space"
-MODELS = "models.json"  # what the app reads
+SETTINGS = "space.json"  # what the app reads
 
 
 def package_space(arguments: PackageArguments) -> Files:
-    """Collect the app; models go into the front matter, which preloads them, and into `models.json`.
+    """Collect the app; models go into the front matter, which preloads them, and into `space.json`.
 
     Raises:
         UserError: No model is given, an id is none, or the app lacks a file or its front matter.
@@ -26,7 +26,8 @@ def package_space(arguments: PackageArguments) -> Files:
 
     if not arguments.models:
         raise UserError("--models: a Space needs the Hub id of at least one student, e.g. --models ORG/lrkd-gat.")
-    for model in arguments.models:
+    ids = [model.partition("@")[0] for model in arguments.models]
+    for model in ids:
         check_repo_id(model)
     source = SOURCE if arguments.source is None else Path(arguments.source)
     if not source.is_dir():
@@ -41,6 +42,7 @@ def package_space(arguments: PackageArguments) -> Files:
     if not isinstance(card.data.get("sdk"), str):
         raise UserError(f"{readme}: its front matter lacks 'sdk', so the Hub would not know what to run.")
     require(source / card.data.get("app_file", "app.py"), "the checkout")
-    card.data["models"] = list(arguments.models)
-    card.data["preload_from_hub"] = list(arguments.models)
-    return {**files, "README.md": str(card).encode(), MODELS: to_json({"models": list(arguments.models)})}
+    card.data["models"] = ids
+    # Only the newest revision can be preloaded whole.
+    card.data["preload_from_hub"] = [model for model in arguments.models if "@" not in model] or None
+    return {**files, "README.md": str(card).encode(), SETTINGS: to_json({"models": list(arguments.models)})}

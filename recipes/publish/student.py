@@ -36,7 +36,10 @@ FIGURES = {
     "confusion.png": "Confusion matrix: gold classes in rows, predicted ones in columns",
     "reliability.png": "Reliability: how often a probability of the top class is right",
 }
+# What later steps add to a student: temperature and tiers; where each perspective's reasoning lies.
+OPTIONAL = ("calibration.json", "perspectives.safetensors")
 SERVING = Path(__file__).parents[1] / "serve"
+FEWEST_QUERIES = 10  # draws of fewer say nothing of how much a score could differ
 # Options that name files of the machine that trained; what they held is stated by digest.
 _PATHS = ("pairs", "rationales", "encoder", "encoder_revision", "output")
 
@@ -67,8 +70,7 @@ def package_student(arguments: PackageArguments) -> Files:
     files |= {name: evaluation / Path(name).name for name in figures}
     onnx = {f"onnx/{path.name}": path for path in sorted((source / "onnx").glob("*")) if path.is_file()}
     files |= onnx
-    if (source / "calibration.json").is_file():
-        files["calibration.json"] = source / "calibration.json"
+    files |= {name: source / name for name in OPTIONAL if (source / name).is_file()}
     for name in ("handler.py", "requirements.txt"):  # Inference Endpoints look for these two
         if (SERVING / name).is_file():
             files[name] = SERVING / name
@@ -96,6 +98,7 @@ def package_student(arguments: PackageArguments) -> Files:
         pairs_per_second=need(metrics, "facts.pairs_per_second", metrics_file, EVALUATE),
         scoring=Hardware.read(need(metrics, "facts.environment", metrics_file, EVALUATE), metrics_file, EVALUATE),
         tasks=tuple(config.get("custom_pipelines", {})),
+        has_ranking_view="ranking_view" in config,
         has_calibration="calibration.json" in files,
         onnx=tuple(name for name in onnx if name.endswith(".onnx")),
     )
@@ -215,8 +218,9 @@ def read_evaluation(metrics: Mapping[str, Any], file: Path, figures: Mapping[str
 
     def of(name: str, values: Mapping[str, Any], where: str) -> Slice:
         ends = need(metrics, f"intervals.{where}", file, EVALUATE)
+        enough = values["queries"] >= FEWEST_QUERIES
         scores = {
-            metric: Score(values[metric], tuple(ends[metric]) if metric in ends else None)
+            metric: Score(values[metric], tuple(ends[metric]) if metric in ends and enough else None)
             for metric in METRICS
             if values.get(metric) is not None
         }
