@@ -1,1 +1,1 @@
-"""Publish: what goes to the Hub, as folders with cards."""
+"""Put what runs made on the Hub: one folder that is exactly what is uploaded, then one commit."""
