@@ -14,9 +14,9 @@ from typing import Any
 
 # huggingface_hub's own pattern also takes names without an owner; nothing of ours is published without one.
 REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_LANGUAGE = re.compile(r"[a-z]{2,3}|multilingual")
+LANGUAGE = re.compile(r"[a-z]{2,3}|multilingual")
 # Locales of marketplaces that are no language codes: the mistake is easily made.
-_NO_LANGUAGES = {"us": "en", "uk": "en", "jp": "ja", "kr": "ko", "br": "pt", "cn": "zh"}
+NO_LANGUAGES = {"us": "en", "uk": "en", "jp": "ja", "kr": "ko", "br": "pt", "cn": "zh"}
 
 
 class CardError(ValueError):
@@ -111,8 +111,8 @@ class Statement:
         if len(self.example_products) < 2:
             raise CardError(f"{source}: 'example_products': expected two titles or more, for the snippets.")
         for language in self.languages:
-            if language in _NO_LANGUAGES or not _LANGUAGE.fullmatch(language):
-                hint = f" Did you mean {_NO_LANGUAGES[language]!r}?" if language in _NO_LANGUAGES else ""
+            if language in NO_LANGUAGES or not LANGUAGE.fullmatch(language):
+                hint = f" Did you mean {NO_LANGUAGES[language]!r}?" if language in NO_LANGUAGES else ""
                 raise CardError(f"{source}: 'languages': {language!r} is no ISO 639 code, such as 'en'.{hint}")
         for name in ("dataset_id", "base_model"):
             value = getattr(self, name)

@@ -163,7 +163,7 @@ def student_card(facts: StudentFacts) -> str:
             ],
         ),
     )
-    return _card(data, body)
+    return card(data, body)
 
 
 def adapter_card(facts: AdapterFacts) -> str:
@@ -187,7 +187,7 @@ def adapter_card(facts: AdapterFacts) -> str:
         slice_title="perspective",
         **_tables(facts, []),
     )
-    return _card(data, body)
+    return card(data, body)
 
 
 def metric_card(facts: MetricFacts) -> str:
@@ -206,7 +206,7 @@ def metric_card(facts: MetricFacts) -> str:
         tags=["evaluate", "metric"],
         short_description="Accuracy, macro-F1, nDCG and ECE of relevance",  # the Hub takes 60 characters
     )
-    return _card(data, render("metric.md.jinja", facts=facts, statement=facts.statement))
+    return card(data, render("metric.md.jinja", facts=facts, statement=facts.statement))
 
 
 def metric_page(facts: MetricFacts) -> str:
@@ -307,15 +307,14 @@ def _eval_results(facts: StudentFacts | AdapterFacts, task_type: str, task_name:
     return found
 
 
-def _card(data: Any, body: str) -> str:
+def card(data: Any, body: str) -> str:
     """Put metadata and text together, and read them back as the Hub's clients do."""
-    from huggingface_hub import ModelCard, SpaceCard
-    from huggingface_hub.repocard_data import ModelCardData
+    from huggingface_hub import DatasetCard, DatasetCardData, ModelCard, ModelCardData, SpaceCard, SpaceCardData
 
     text = f"---\n{data.to_yaml().strip()}\n---\n\n{body}"
-    is_model = isinstance(data, ModelCardData)
+    kinds = {ModelCardData: ModelCard, DatasetCardData: DatasetCard, SpaceCardData: SpaceCard}
     try:
-        read = (ModelCard if is_model else SpaceCard)(text)
+        read = kinds[type(data)](text)
     except (ValueError, TypeError) as error:
         raise CardError(f"the card's metadata cannot be read back: {error}") from None
     if read.data.to_dict() != data.to_dict():

@@ -163,7 +163,7 @@ def to_dict(arguments: Any) -> dict[str, Any]:
 def command_line(verb: str, arguments: Any) -> str:
     """Return the command that gives `verb` these arguments, to be recorded beside what it wrote and published with it.
 
-    Options at their default are left out. Of a path on this machine only the last name is kept.
+    Options at their default are left out, but for the seed. Of a path on this machine only the last name is kept.
     """
 
     def public(value: object) -> str:
@@ -175,7 +175,7 @@ def command_line(verb: str, arguments: Any) -> str:
     for field in fields(arguments):
         value = getattr(arguments, field.name)
         default = field.default if field.default_factory is MISSING else field.default_factory()
-        if value is not None and value != default:
+        if field.name == "seed" or (value is not None and value != default):
             words += [f"--{field.name}", *map(public, value if isinstance(value, list) else [value])]
     return shlex.join(words)
 

@@ -1,146 +1,66 @@
-"""Make a dataset for the Hub of pairs, their rationales in three perspectives, and the embeddings of these.
+"""What the repository of a dataset holds: pairs, rationales in three perspectives, their embeddings; and its card.
 
-    python -m recipes.publish.dataset --config recipes/configs/publish/bazaar_dataset.yaml
-    python -m recipes.publish.dataset --config recipes/configs/tiny/dataset.yaml
-
-Reads: pairs (recipes.data), completions (recipes.teacher), embedded rationales (recipes.rationales), each with the
-report that its stage left beside it, and a YAML file of what no run can record (`Description`). Writes: parquet files,
-one folder a configuration (pairs, one a perspective, embeddings, and structures where given), statistics, plots, and
-the card. Nothing is written if a row is wrong, a fact is missing, or a query or title is in two splits. The same
-inputs give the same bytes.
+Inputs: pairs (recipes.data), completions (recipes.teacher) and embedded rationales (recipes.rationales), each with the
+report that its stage left beside it. Nothing is written if a row is wrong, a fact is missing, or a query or title is in
+two splits.
 """
 
 from __future__ import annotations
 
-import json
-import shutil
-from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from recipes.arguments import UserError, build, parse, read_yaml, run
-from recipes.record import environment, sha256, write_json
-from recipes.schemas import PERSPECTIVES, SPLITS, load_labels, make_folder
+from recipes.arguments import UserError
+from recipes.publish.dataset_checks import Source, read_source
+from recipes.publish.folder import read_facts, read_record, to_json
+from recipes.record import code_commit, sha256
+from recipes.schemas import PERSPECTIVES, SPLITS, load_labels
 
 if TYPE_CHECKING:
-    from hub_cards.dataset import DatasetFacts
-    from recipes.publish.dataset_checks import Source
+    from hub_cards.dataset import DatasetStatement
+    from recipes.publish.package import Files, PackageArguments
+
+TEACHER = ("model", "sampling", "prompt_hash")
 
 
-@dataclass
-class DatasetArguments:
-    """What `recipes.publish.dataset` can be told."""
-
-    pairs: str = field(metadata={"help": "Folder of pairs, one parquet a split."})
-    completions: list[str] = field(metadata={"help": "The teacher's completions (parquet), which name the teacher."})
-    rationales: list[str] = field(metadata={"help": "Rationales with embeddings (parquet), of all three splits."})
-    description: str = field(metadata={"help": "YAML file of facts: licence, source, languages, limits, citation ..."})
-    repo_id: str = field(metadata={"help": "OWNER/NAME on the Hub; the card's snippet loads it."})
-    output: str = field(metadata={"help": "Folder to write: exactly what will be uploaded."})
-    labels: str = field(default="esci", metadata={"help": "Label schema: a name in recipes/labels/, or a YAML file."})
-    structures: str | None = field(default=None, metadata={"help": "A bazaar's structures.parquet, to be published."})
-
-
-@dataclass
-class Description:
-    """What a card says that no run can record; each is required but `steps` and `teacher`.
-
-    Attributes:
-        pretty_name: Title of the card.
-        license: Identifier as the Hub lists them: apache-2.0, cc-by-4.0 ...
-        synthetic: Whether the pairs were made by a program: then the card says so before anything else.
-        summary: What it is, in a paragraph.
-        source: Where queries, titles and labels come from.
-        source_datasets: `original`, or `extended|NAME` of a dataset on the Hub.
-        annotations_creators: As the Hub lists them: machine-generated, expert-generated ...
-        languages: Locale -> its language's ISO code, for every locale of the pairs.
-        labels_made: Who or what judged the pairs, and by which rules.
-        uses: What it is for.
-        out_of_scope: What it is not for.
-        bias: What it may teach that is not so.
-        limits: What is known to be missing or uneven.
-        citation: BibTeX.
-        tags: For the Hub's search.
-        task_categories: As the Hub lists them.
-        steps: The commands that made it, where a stage left no report.
-        teacher: Who wrote the rationales and how, where completions lack model, sampling or prompt_hash.
-    """
-
-    pretty_name: str
-    license: str
-    synthetic: bool
-    summary: str
-    source: str
-    source_datasets: list[str]
-    annotations_creators: list[str]
-    languages: dict[str, str]
-    labels_made: str
-    uses: list[str]
-    out_of_scope: list[str]
-    bias: str
-    limits: list[str]
-    citation: str
-    tags: list[str]
-    task_categories: list[str] = field(default_factory=lambda: ["text-classification", "text-ranking"])
-    steps: list[str] | None = None
-    teacher: str | None = None
-
-
-def main() -> None:
-    """Run the verb."""
-    arguments = parse(DatasetArguments, __doc__)
-    output = Path(arguments.output)
-    if output.exists():
-        raise UserError(f"{output}: exists already. Delete it, or choose another output.")
-    make_folder(output.parent)
-    temporary = output.with_name(f".{output.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    write_dataset(arguments, temporary)
-    temporary.replace(output)
-    print(f"wrote {output}: {sum(path.is_file() for path in output.rglob('*'))} files; look at {output / 'README.md'}")
-    print(f"next: python -m recipes.publish.push --package {output}")
-
-
-def write_dataset(arguments: DatasetArguments, folder: Path) -> DatasetFacts:
-    """Check everything, then write a dataset repository into the new folder `folder`.
-
-    Returns:
-        What the card states.
+def package_dataset(arguments: PackageArguments) -> Files:
+    """Check everything, then collect parquet files, statistics, plots and card.
 
     Raises:
-        UserError: A row is wrong, a fact is missing, or files do not belong together; nothing is written then.
+        UserError: A row is wrong, a command is not recorded, or files do not belong together.
+        CardError: A fact is missing or cannot be.
     """
-    from hub_cards.dataset import DatasetFacts, render_dataset_card
-    from recipes.publish.dataset_checks import read_source
-    from recipes.publish.dataset_files import front_matter, one_example, write_configurations
-    from recipes.publish.dataset_statistics import plot, statistics
+    from hub_cards.dataset import DatasetFacts, DatasetStatement, dataset_card
+    from recipes.publish.dataset_files import configurations, describe, one_example, to_parquet
+    from recipes.publish.dataset_statistics import PLOTS, plots, statistics
 
-    description = read_description(arguments.description)
-    check_repo_id(arguments.repo_id)
-    labels = load_labels(arguments.labels)
-    steps, selection = recorded_steps(arguments, description)
-    source = read_source(arguments.pairs, arguments.completions, arguments.rationales, arguments.structures, labels)
-    languages = languages_of(source, description, arguments.description)
-    teacher = teacher_of(source, description)
-    recorded = environment()
-    if recorded["code_commit"] is None:
+    statement = read_facts(arguments.facts, "dataset", DatasetStatement)
+    pairs = require(arguments)
+    labels = load_labels(arguments.labels or "")
+    steps, selection = recorded_steps(arguments, statement)
+    commit = code_commit()
+    if commit is None:
         raise UserError("code commit: this is not a git checkout, so the card cannot say which code made the dataset.")
-    inputs = [Path(arguments.pairs) / f"{split}.parquet" for split in SPLITS]
-    inputs += [Path(file) for file in (*arguments.completions, *arguments.rationales, arguments.structures) if file]
+    structures = pairs / "structures.parquet" if (pairs / "structures.parquet").is_file() else None
+    source = read_source(pairs, arguments.completions, arguments.rationales, structures, labels)
+    languages = languages_of(source, statement, arguments.facts)
+    teacher = teacher_of(source, statement)
+    inputs = [pairs / f"{split}.parquet" for split in SPLITS]
+    inputs += [Path(file) for file in (*arguments.completions, *arguments.rationales, structures) if file]
 
+    tables = configurations(source)
+    files, infos = to_parquet(tables)
     measured = statistics(source, labels)
-    folder.mkdir(parents=True)
-    configurations, infos = write_configurations(source, folder)
-    plots = plot(source, measured, labels, folder / "figures")
-    write_json(folder / "statistics.json", measured)
+    drawn = plots(source, measured, labels)
     facts = DatasetFacts(
-        front_matter=front_matter(description, languages, len(source.pairs), infos),
         repo_id=arguments.repo_id,
-        **{name: getattr(description, name) for name in DatasetFacts.DESCRIBED},
+        statement=statement,
+        languages=languages,
+        infos=infos,
+        configurations=describe(tables),
         labels=[(label.name, label.gain, label.definition) for label in labels.labels],
-        configurations=configurations,
         measured=measured,
-        plots=plots,
+        plots=PLOTS,
         example=one_example(source),
         selection=selection,
         teacher=teacher,
@@ -148,68 +68,59 @@ def write_dataset(arguments: DatasetArguments, folder: Path) -> DatasetFacts:
         encoder_revision=source.rationales["encoder_revision"].iloc[0],
         embedding_size=source.vectors.shape[1],
         steps=steps,
-        code_commit=recorded["code_commit"],
+        code_commit=commit,
         inputs={path.name: sha256(path) for path in inputs},
     )
-    (folder / "README.md").write_text(render_dataset_card(facts), encoding="utf-8")
-    return facts
+    return {
+        **files,
+        **{f"figures/{name}": content for name, content in drawn.items()},
+        "statistics.json": to_json(measured),
+        "README.md": dataset_card(facts).encode(),
+    }
 
 
-def read_description(path: str) -> Description:
-    """Read the facts that a person gives.
-
-    Raises:
-        UserError: The file is not there, or a fact is missing, empty, unknown, or of another type.
-    """
-    values = read_yaml(Description, path)
-    for fact in fields(Description):
-        required = fact.default is MISSING and fact.default_factory is MISSING
-        if required and values.get(fact.name) in (None, "", [], {}):
-            raise UserError(f"{path}: the fact {fact.name!r} is missing or empty, and the card needs it.")
-    return build(Description, values, path)
-
-
-def check_repo_id(repo_id: str) -> None:
-    """Refuse what is not OWNER/NAME.
+def require(arguments: PackageArguments) -> Path:
+    """Return the folder of pairs.
 
     Raises:
-        UserError: See above.
+        UserError: An option that a dataset needs is not given.
     """
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
+    for name, made_by in (
+        ("source", "the folder of pairs, made by recipes.data.bazaar or recipes.data.prepare"),
+        ("completions", "made by recipes.teacher.scripted or recipes.teacher.generate"),
+        ("rationales", "made by recipes.rationales.build and embedded by recipes.rationales.embed"),
+        ("labels", "the label schema: a name in recipes/labels/, or a YAML file"),
+    ):
+        if not getattr(arguments, name):
+            raise UserError(f"--{name}: a dataset needs it: {made_by}.")
+    return Path(arguments.source or "")
 
-    try:
-        validate_repo_id(repo_id)
-    except HFValidationError as error:
-        raise UserError(f"repo_id: {error}") from None
-    if repo_id.count("/") != 1:
-        raise UserError(f"repo_id: {repo_id!r}: expected OWNER/NAME.")
 
-
-def recorded_steps(arguments: DatasetArguments, description: Description) -> tuple[list[str], list[str]]:
+def recorded_steps(arguments: PackageArguments, statement: DatasetStatement) -> tuple[list[str], list[str]]:
     """Collect the commands that the stages recorded, and what the choice of rationales was.
 
     Returns:
-        Commands in their order (the description's `steps` where it has some), and sentences on the choice.
+        Commands in their order (the statement's `steps` where it has some), and sentences on the choice.
 
     Raises:
-        UserError: A stage left no report and the description has no `steps`.
+        UserError: A stage left no report, and the statement has no `steps`.
     """
-    if description.steps:
-        return description.steps, []
+    if statement.steps:
+        return statement.steps, []
 
-    def report(path: Path) -> dict[str, Any]:
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-
-    def command(recorded: dict[str, Any], path: Path) -> str:
-        if "command" not in recorded:
+    def command(report: dict[str, Any], path: Path) -> str:
+        if "command" not in report:
             raise UserError(
                 f"{path}: the command that made the data is not recorded there. Make them again with this version, or "
-                f"list the commands as `steps` in {arguments.description}."
+                f"list the commands as `steps` in {arguments.facts}."
             )
-        return recorded["command"]
+        return report["command"]
 
-    files = [Path(arguments.pairs) / "report.json", *(Path(f"{file}.report.json") for file in arguments.completions)]
+    def report(path: Path) -> dict[str, Any]:
+        return read_record(path, "its stage") if path.is_file() else {}
+
+    files = [Path(arguments.source or "") / "report.json"]
+    files += [Path(f"{file}.report.json") for file in arguments.completions]
     steps = [command(report(file), file) for file in files]
     selection = []
     for file in (Path(f"{file}.report.json") for file in arguments.rationales):
@@ -222,8 +133,8 @@ def recorded_steps(arguments: DatasetArguments, description: Description) -> tup
 
 def _selection(settings: dict[str, Any]) -> str:
     """Say what `recipes.rationales.build` was told."""
-    kept = {"all": "whatever they predict", "consistent": "if they predict the gold label (eq. 1)"}[settings["keep"]]
-    which = {"first": "the first", "all": "every"}[settings["samples"]]
+    which = {"first": "the first", "all": "each"}[settings["samples"]]
+    kept = {"all": "whatever it predicts", "consistent": "if it predicts the gold label"}[settings["keep"]]
     verdict = (
         "The verdict is taken out of the text, so that an embedding does not give the label away"
         if settings["strip_label_names"]
@@ -232,40 +143,35 @@ def _selection(settings: dict[str, Any]) -> str:
     return f"Of the completions of a pair and perspective, {which} is kept, {kept}. {verdict}."
 
 
-def languages_of(source: Source, description: Description, path: str) -> list[str]:
+def languages_of(source: Source, statement: DatasetStatement, path: str | None) -> list[str]:
     """Return the languages of the pairs.
 
     Raises:
-        UserError: A locale of the pairs is not in the description's `languages`.
+        UserError: A locale of the pairs is not in the statement's `languages`.
     """
     locales = sorted(source.pairs["locale"].unique())
     for locale in locales:
-        if locale not in description.languages:
-            raise UserError(f"{path}: the fact 'languages' lacks the locale {locale!r} of the pairs; add its ISO code.")
-    return sorted({description.languages[locale] for locale in locales})
+        if locale not in statement.languages:
+            raise UserError(f"{path}: 'languages' lacks the locale {locale!r} of the pairs; add its ISO 639 code.")
+    return sorted({statement.languages[locale] for locale in locales})
 
 
-def teacher_of(source: Source, description: Description) -> str | list[tuple[str, str, str, str]]:
-    """Return who wrote the rationales: the description's own words, or rows of perspective, model, sampling, prompt.
+def teacher_of(source: Source, statement: DatasetStatement) -> str | list[tuple[str, ...]]:
+    """Return who wrote the rationales: the statement's own words, or rows of perspective, model, sampling, prompt.
 
     Raises:
-        UserError: A column does not say, nor does the description.
+        UserError: A column does not say, nor does the statement.
     """
-    if description.teacher:
-        return description.teacher
-    columns = ["model", "sampling", "prompt_hash"]
-    for name in columns:
+    if statement.teacher:
+        return statement.teacher
+    for name in TEACHER:
         if name not in source.completions or source.completions[name].isna().any():
             raise UserError(
                 f"completions: column {name!r} is missing or has nulls: the card has to say how the teacher was asked. "
-                "Describe it as `teacher` in the description."
+                "Make them with recipes.teacher, or describe it as `teacher` in the YAML of --facts."
             )
-    distinct = source.completions[["perspective", *columns]].drop_duplicates()
+    distinct = source.completions[["perspective", *TEACHER]].drop_duplicates()
     return [
-        (perspective, *(", ".join(sorted(rows[name].unique())) for name in columns))
+        (perspective, *(", ".join(sorted(rows[name].unique())) for name in TEACHER))
         for perspective, rows in ((name, distinct[distinct["perspective"] == name]) for name in PERSPECTIVES)
     ]
-
-
-if __name__ == "__main__":
-    run(main)

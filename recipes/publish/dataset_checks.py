@@ -42,7 +42,7 @@ class Source:
 
 
 def read_source(
-    pairs: str, completions: list[str], rationales: list[str], structures: str | None, labels: LabelSchema
+    pairs: Path, completions: list[str], rationales: list[str], structures: Path | None, labels: LabelSchema
 ) -> Source:
     """Read and check everything.
 
@@ -58,7 +58,7 @@ def read_source(
     return Source(judged, rows, vectors, made, read_structures(structures, judged) if structures else None)
 
 
-def read_judged(folder: str, labels: LabelSchema) -> pd.DataFrame:
+def read_judged(folder: Path, labels: LabelSchema) -> pd.DataFrame:
     """Read pairs: no split empty, no pair, query or title in two of them.
 
     Raises:
@@ -68,7 +68,7 @@ def read_judged(folder: str, labels: LabelSchema) -> pd.DataFrame:
 
     splits = read_pairs(folder)
     for split, rows in splits.items():
-        file = Path(folder) / f"{split}.parquet"
+        file = folder / f"{split}.parquet"
         if rows.empty:
             raise UserError(f"{file}: the split is empty; a published split has at least one pair.")
         rows["label"] = labels.canonical_column(rows["label"], file)
@@ -81,7 +81,7 @@ def read_judged(folder: str, labels: LabelSchema) -> pd.DataFrame:
     return joined[[*kept, "split"]]
 
 
-def _check_splits(folder: str, splits: Mapping[str, pd.DataFrame]) -> None:
+def _check_splits(folder: Path, splits: Mapping[str, pd.DataFrame]) -> None:
     for position, one in enumerate(SPLITS):
         for other in SPLITS[position + 1 :]:
             shared = {
@@ -93,7 +93,7 @@ def _check_splits(folder: str, splits: Mapping[str, pd.DataFrame]) -> None:
                     column = {"title": "product_title"}.get(name, name)
                     row = int(mask.to_numpy().argmax())
                     raise UserError(
-                        f"{Path(folder) / one}.parquet: row {row}, column {column!r}: "
+                        f"{folder / one}.parquet: row {row}, column {column!r}: "
                         f"{splits[one][column].iloc[row]!r} is in {other} too ({int(mask.sum())} such rows); a "
                         "published dataset has no query and no title on both sides of a split. "
                         "recipes.data.prepare --leakage drop removes them."
@@ -213,7 +213,7 @@ def _check_origin(rationales: pd.DataFrame, completions: pd.DataFrame, files: li
             )
 
 
-def read_structures(file: str, pairs: pd.DataFrame) -> pd.DataFrame:
+def read_structures(file: Path, pairs: pd.DataFrame) -> pd.DataFrame:
     """Read the structures behind a bazaar: one row a pair, in the order of the pairs.
 
     Raises:

@@ -1,8 +1,8 @@
-"""The parquet files of a published dataset, and the front matter that declares them."""
+"""The tables and parquet files of a published dataset."""
 
 from __future__ import annotations
 
-from pathlib import Path
+import io
 from typing import TYPE_CHECKING, Any
 
 from recipes.data.bazaar_rules import STRUCTURES
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from datasets import DatasetInfo
 
-    from recipes.publish.dataset import Description
+    Tables = dict[str, dict[str, pa.Table]]  # configuration -> split -> rows
 
 # The three columns that join rationales with embeddings.
 KEY = ("pair_id", "perspective", "rationale_index")
@@ -53,39 +53,44 @@ ONE_ROW = {
 }
 
 
-def write_configurations(source: Source, folder: Path) -> tuple[list[dict[str, Any]], dict[str, DatasetInfo]]:
-    """Write `<configuration>/<split>.parquet`.
+def to_parquet(tables: Tables) -> tuple[dict[str, bytes], dict[str, DatasetInfo]]:
+    """Make `<configuration>/<split>.parquet` of each table.
 
     Returns:
-        What the card's tables say of each configuration, and what datasets says of it: features and sizes.
+        Path in the repository -> content, and configuration -> features and sizes, as `datasets` knows them.
     """
     import datasets
     from datasets import Dataset, DatasetInfo, SplitDict, SplitInfo
     from tqdm import tqdm
 
     datasets.disable_progress_bars()  # one bar over all files instead of one a file
-    tables = configurations(source)
-    described, infos = [], {}
-    for name, splits in tqdm(tables.items(), desc="parquet", unit="configuration"):
-        (folder / name).mkdir()
-        recorded, size, unpacked = SplitDict(), 0, 0
+    files: dict[str, bytes] = {}
+    infos = {}
+    for name, splits in tqdm(tables.items(), desc="parquet", unit="configuration", delay=1):
+        recorded = SplitDict()
         for split, table in splits.items():
-            path = folder / name / f"{split}.parquet"
-            rows = Dataset(table)
-            rows.to_parquet(path, batch_size=ROW_GROUP)
+            rows, content = Dataset(table), io.BytesIO()
+            rows.to_parquet(content, batch_size=ROW_GROUP)
+            files[f"{name}/{split}.parquet"] = content.getvalue()
             recorded.add(SplitInfo(name=split, num_bytes=table.nbytes, num_examples=len(rows)))
-            size += path.stat().st_size
-            unpacked += table.nbytes
-        infos[name] = DatasetInfo(features=rows.features, splits=recorded, download_size=size, dataset_size=unpacked)
-        described.append(
-            {
-                "name": name,
-                "one_row": ONE_ROW[name],
-                "rows": {split: len(table) for split, table in splits.items()},
-                "columns": [(field.name, _type(field.type), MEANINGS[field.name]) for field in table.schema],
-            }
+        infos[name] = DatasetInfo(
+            features=rows.features,
+            splits=recorded,
+            download_size=sum(len(files[f"{name}/{split}.parquet"]) for split in splits),
+            dataset_size=sum(table.nbytes for table in splits.values()),
         )
-    return described, infos
+    return files, infos
+
+
+def describe(tables: Tables) -> dict[str, dict[str, Any]]:
+    """Say what a row of each configuration is, and what its columns hold."""
+    return {
+        name: {
+            "one_row": ONE_ROW[name],
+            "columns": [(field.name, _type(field.type), MEANINGS[field.name]) for field in splits[SPLITS[0]].schema],
+        }
+        for name, splits in tables.items()
+    }
 
 
 def _type(kind: pa.DataType) -> str:
@@ -94,8 +99,8 @@ def _type(kind: pa.DataType) -> str:
     return f"float32[{kind.list_size}]" if pa.types.is_fixed_size_list(kind) else str(kind)
 
 
-def configurations(source: Source) -> dict[str, dict[str, pa.Table]]:
-    """Lay out the tables: configuration -> split -> rows, the columns' types fixed and the same in every split."""
+def configurations(source: Source) -> Tables:
+    """Lay out the tables; the columns' types are fixed and the same in every split."""
     import pyarrow as pa
 
     def strings(rows: pd.DataFrame, columns: list[str]) -> pa.Table:
@@ -121,42 +126,6 @@ def configurations(source: Source) -> dict[str, dict[str, pa.Table]]:
     if source.structures is not None:
         tables["structures"] = by_split(source.structures, [name for name in STRUCTURES.columns if name != "split"])
     return tables
-
-
-def front_matter(description: Description, languages: list[str], pairs: int, infos: dict[str, DatasetInfo]) -> str:
-    """Declare the dataset to the Hub: YAML, made by datasets and huggingface_hub themselves."""
-    from datasets.info import DatasetInfosDict
-    from datasets.utils.metadata import MetadataConfigs
-    from huggingface_hub import DatasetCardData
-
-    card = DatasetCardData(
-        pretty_name=description.pretty_name,
-        license=description.license,
-        language=languages,
-        task_categories=description.task_categories,
-        size_categories=size_category(pairs),
-        annotations_creators=description.annotations_creators,
-        source_datasets=description.source_datasets,
-        tags=[*description.tags, *(["synthetic"] if description.synthetic else [])],
-    )
-    DatasetInfosDict(infos).to_dataset_card_data(card)
-    files = {
-        name: {"data_files": [{"split": split, "path": f"{name}/{split}.parquet"} for split in info.splits]}
-        for name, info in infos.items()
-    }
-    files["pairs"]["default"] = True
-    MetadataConfigs(files).to_dataset_card_data(card)
-    return card.to_yaml()
-
-
-def size_category(rows: int) -> str:
-    """Return the Hub's name for a size.
-
-    >>> size_category(999), size_category(20_000), size_category(2_000_000)
-    ('n<1K', '10K<n<100K', '1M<n<10M')
-    """
-    names = {1_000: "n<1K", 10_000: "1K<n<10K", 100_000: "10K<n<100K", 1_000_000: "100K<n<1M", 10_000_000: "1M<n<10M"}
-    return next((name for bound, name in names.items() if rows < bound), "10M<n<100M")
 
 
 def one_example(source: Source) -> dict[str, Any]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import io
 import itertools
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from recipes.publish.dataset_checks import Source
@@ -16,6 +16,13 @@ if TYPE_CHECKING:
 
 # How many perspectives predict the gold label.
 RIGHT = {3: "all", 2: "two", 1: "one", 0: "none"}
+# File in figures/ -> what it shows, for those who do not see it.
+PLOTS = {
+    "labels.png": "Share of each class in each split",
+    "locales.png": "Share of each class in each locale",
+    "agreement.png": "Share of pairs on which all, two, one or none of the perspectives predict the gold label",
+    "lengths.png": "Lengths of queries, titles and rationales in characters",
+}
 COLORS = ("#1d4ed8", "#0891b2", "#16a34a", "#ca8a04", "#dc2626", "#7c3aed", "#db2777", "#6b7280")
 
 
@@ -118,48 +125,33 @@ def _kappa(one: pd.Series, other: pd.Series) -> float | None:
     return round(float(cohen_kappa_score(one, other)), 4)
 
 
-def plot(source: Source, measured: dict[str, Any], labels: LabelSchema, folder: Path) -> dict[str, str]:
-    """Draw the plots of the card, small PNG files without a date in them.
-
-    Returns:
-        File name -> what it shows, in words, for those who do not see it.
-    """
+def plots(source: Source, measured: dict[str, Any], labels: LabelSchema) -> dict[str, bytes]:
+    """Draw the plots of the card: file name -> a small PNG, the same for the same data."""
     from matplotlib.figure import Figure
 
     def figure(rows: int) -> tuple[Figure, Axes]:
         drawn = Figure(figsize=(7, 0.34 * rows + 1.3), layout="constrained")
         return drawn, drawn.subplots()
 
-    folder.mkdir(parents=True)
-    drawn, axes = figure(len(SPLITS))
-    _stack(axes, {split: {name: measured["labels"][name][split] for name in labels.names} for split in SPLITS})
-    _save(drawn, folder / "labels.png")
-    drawn, axes = figure(len(measured["locales"]))
-    _stack(axes, measured["locales"])
-    _save(drawn, folder / "locales.png")
-
+    by_split, by_split_axes = figure(len(SPLITS))
+    _stack(by_split_axes, {split: {name: measured["labels"][name][split] for name in labels.names} for split in SPLITS})
+    by_locale, by_locale_axes = figure(len(measured["locales"]))
+    _stack(by_locale_axes, measured["locales"])
     agreed = measured["agreement"]
-    drawn, axes = figure(1 + len(agreed["right_by_label"]))
-    _stack(axes, {"all pairs": agreed["right"], **agreed["right_by_label"]}, "perspectives that are right")
-    _save(drawn, folder / "agreement.png")
-
-    drawn, axes = figure(7)
+    right, right_axes = figure(1 + len(agreed["right_by_label"]))
+    _stack(right_axes, {"all pairs": agreed["right"], **agreed["right_by_label"]}, "perspectives that are right")
+    lengths, axes = figure(7)
     for name, color in zip(PERSPECTIVES, COLORS, strict=False):
         texts = source.rationales["rationale"][source.rationales["perspective"] == name]
         axes.hist(texts.str.len(), bins=40, histtype="step", linewidth=1.5, color=color, label=name)
     for name, color in (("query", COLORS[-1]), ("product_title", COLORS[3])):
-        axes.hist(source.pairs[name].str.len(), bins=40, histtype="step", linestyle="--", color=color, label=name)
+        texts = source.pairs[name].drop_duplicates()
+        axes.hist(texts.str.len(), bins=40, histtype="step", linestyle="--", color=color, label=name)
     axes.set_xlabel("characters")
     axes.set_ylabel("texts")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8)
-    _save(drawn, folder / "lengths.png")
-    return {
-        "labels.png": "Share of each class in each split",
-        "locales.png": "Share of each class in each locale",
-        "agreement.png": "Share of pairs on which all, two, one or none of the perspectives predict the gold label",
-        "lengths.png": "Lengths of queries, titles and rationales in characters",
-    }
+    return {name: _png(drawn) for name, drawn in zip(PLOTS, (by_split, by_locale, right, lengths), strict=True)}
 
 
 def _stack(axes: Axes, rows: dict[str, dict[str, float]], title: str | None = None) -> None:
@@ -181,6 +173,8 @@ def _stack(axes: Axes, rows: dict[str, dict[str, float]], title: str | None = No
     )
 
 
-def _save(figure: Figure, path: Path) -> None:
+def _png(figure: Figure) -> bytes:
+    content = io.BytesIO()
     # Without the name and version of the program: the same data give the same bytes.
-    figure.savefig(path, dpi=110, metadata={"Software": None})
+    figure.savefig(content, format="png", dpi=110, metadata={"Software": None})
+    return content.getvalue()

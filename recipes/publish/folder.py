@@ -7,14 +7,17 @@ import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from recipes.arguments import UserError, build, read_yaml
 from recipes.record import sha256, write_json
 
 if TYPE_CHECKING:
+    from hub_cards.dataset import DatasetStatement
     from hub_cards.facts import Statement
     from recipes.publish.package import Files
+
+    S = TypeVar("S", Statement, DatasetStatement)
 
 TEXTS = {".json", ".md", ".py", ".txt", ".yaml", ".yml", ".html", ".jinja", ".css", ".js"}
 # An absolute path of at least two parts, or one in the home folder: it names a machine, not a model.
@@ -45,7 +48,14 @@ def check_repo_id(repo_id: str) -> None:
 
 
 def read_statement(path: str | None, kind: str) -> Statement:
-    """Read the YAML file of `--facts`.
+    """Read the YAML file of `--facts` for a model or metric; see `read_facts`."""
+    from hub_cards.facts import Statement
+
+    return read_facts(path, kind, Statement)
+
+
+def read_facts(path: str | None, kind: str, cls: type[S]) -> S:
+    """Read the YAML file of `--facts` into the dataclass `cls`.
 
     Raises:
         UserError: It is not given, not readable, lacks a key or has one that is unknown.
@@ -53,18 +63,16 @@ def read_statement(path: str | None, kind: str) -> Statement:
     """
     from dataclasses import MISSING, fields
 
-    from hub_cards.facts import Statement
-
     if path is None:
         raise UserError(
-            f"--facts: a {kind} needs it. Copy recipes/configs/publish/facts_bazaar.yaml and write what is true of "
-            "yours."
+            f"--facts: a {kind} needs it. Copy recipes/configs/publish/"
+            f"{'facts_bazaar_dataset' if kind == 'dataset' else 'facts_bazaar'}.yaml and write what is true of yours."
         )
-    values = read_yaml(Statement, path)
-    missing = [one.name for one in fields(Statement) if one.default is MISSING and one.name not in values]
+    values = read_yaml(cls, path)
+    missing = [one.name for one in fields(cls) if one.default is MISSING and one.name not in values]
     if missing:
         raise UserError(f"{path}: lacks {', '.join(missing)}, which no run can know. Write it there.")
-    statement = build(Statement, values, path)
+    statement = build(cls, values, path)
     statement.check(path)
     return statement
 

@@ -5,6 +5,7 @@
         --facts recipes/configs/publish/facts_bazaar.yaml --repo_id ORG/lrkd-gat --output runs/publish/student
     python -m recipes.publish.package --kind adapter --source runs/teacher/dpo --evaluation runs/teacher/evaluation \
         --messages MESSAGES.json --facts FACTS.yaml --repo_id ORG/teacher --output runs/publish/adapter
+    python -m recipes.publish.package --config recipes/configs/publish/bazaar_dataset.yaml
     python -m recipes.publish.package --kind metric --facts FACTS.yaml --repo_id ORG/lrkd_relevance \
         --output runs/publish/lrkd_relevance
     python -m recipes.publish.package --kind space --models ORG/lrkd-gat --repo_id ORG/relevance \
@@ -43,6 +44,15 @@ class PackageArguments:
     facts: str | None = field(
         default=None,
         metadata={"help": "YAML of what only a person can state: licence, languages, intended use, authors..."},
+    )
+    completions: list[str] = field(
+        default_factory=list, metadata={"help": "Dataset: the teacher's completions (parquet), which name the teacher."}
+    )
+    rationales: list[str] = field(
+        default_factory=list, metadata={"help": "Dataset: embedded rationales of all three splits (parquet)."}
+    )
+    labels: str | None = field(
+        default=None, metadata={"help": "Dataset: label schema, a name in recipes/labels/ or a YAML file."}
     )
     models: list[str] = field(
         default_factory=list, metadata={"help": "Space: Hub ids of its students, or ID@REVISION; the first is preset."}
