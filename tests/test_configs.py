@@ -7,10 +7,13 @@ from pathlib import Path
 import pytest
 import yaml
 
+from hub_cards.dataset import DatasetStatement
+from hub_cards.facts import Statement
 from recipes.arguments import build, read_yaml
 from recipes.data.bazaar import BazaarArguments
 from recipes.data.prepare import PrepareArguments
 from recipes.evaluate.run import RunArguments
+from recipes.publish.package import PackageArguments
 from recipes.rationales.build import BuildArguments
 from recipes.rationales.embed import EmbedArguments
 from recipes.student.bench import BenchArguments, plan
@@ -23,6 +26,10 @@ VERBS = {
     "data/esci.yaml": PrepareArguments,
     "data/esci_local.yaml": PrepareArguments,
     "evaluate/esci.yaml": RunArguments,
+    "publish/bazaar_dataset.yaml": PackageArguments,
+    "publish/bazaar_rationales.yaml": BuildArguments,
+    "publish/facts_bazaar.yaml": Statement,
+    "publish/facts_bazaar_dataset.yaml": DatasetStatement,
     "rationales/build.yaml": BuildArguments,
     "rationales/embed.yaml": EmbedArguments,
     "student/bazaar_minilm.yaml": DistillArguments,
@@ -33,13 +40,18 @@ VERBS = {
     "student/paper_esci.yaml": DistillArguments,
     "tiny/bazaar.yaml": BazaarArguments,
     "tiny/bench.yaml": BenchArguments,
+    "tiny/dataset.yaml": PackageArguments,
     "tiny/embed.yaml": EmbedArguments,
     "tiny/evaluate.yaml": RunArguments,
     "tiny/rationales.yaml": BuildArguments,
     "tiny/student.yaml": DistillArguments,
 }
 # What a recipe may leave to the command line.
-GIVEN_LATER = {"source": ["x"], "completions": ["x"], **dict.fromkeys(("output", "model", "pairs", "rationales"), "x")}
+GIVEN_LATER = {
+    "source": ["x"],
+    "completions": ["x"],
+    **dict.fromkeys(("output", "model", "pairs", "rationales", "repo_id"), "x"),
+}
 
 
 def test_no_recipe_is_forgotten():
@@ -76,6 +88,11 @@ def test_the_tiny_recipes_run(tmp_path):
         "recipes.teacher.scripted --pairs runs/tiny/bazaar --output runs/tiny/completions.parquet",
         "recipes.rationales.build --config recipes/configs/tiny/rationales.yaml",
         "recipes.rationales.embed --config recipes/configs/tiny/embed.yaml",
+        "recipes.rationales.build --config recipes/configs/publish/bazaar_rationales.yaml --pairs runs/tiny/bazaar "
+        "--completions runs/tiny/completions.parquet --output runs/tiny/all_rationales.parquet",
+        "recipes.rationales.embed --config recipes/configs/tiny/embed.yaml "
+        "--rationales runs/tiny/all_rationales.parquet --output runs/tiny/all_rationales_embedded.parquet",
+        "recipes.publish.package --config recipes/configs/tiny/dataset.yaml",
         "recipes.student.distill --config recipes/configs/tiny/student.yaml",
         "recipes.evaluate.run --config recipes/configs/tiny/evaluate.yaml",
         "recipes.student.bench --config recipes/configs/tiny/bench.yaml",
@@ -85,5 +102,10 @@ def test_the_tiny_recipes_run(tmp_path):
         )
         assert result.returncode == 0, f"{command}\n{result.stderr[-3000:]}"
     assert "lrkd-gat" in result.stdout
-    for written in ("student/model.safetensors", "evaluation/metrics.json", "bench/comparison/plot.png"):
+    for written in (
+        "student/model.safetensors",
+        "evaluation/metrics.json",
+        "bench/comparison/plot.png",
+        "dataset/README.md",
+    ):
         assert (tmp_path / "runs" / "tiny" / written).is_file()
