@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 TEXTS = {".json", ".md", ".py", ".txt", ".yaml", ".yml", ".html", ".jinja", ".css", ".js"}
 # An absolute path of at least two parts, or one in the home folder: it names a machine, not a model.
 _MACHINE_PATH = re.compile(r"(file://.*|(/|~/|[A-Za-z]:[\\/]|\\\\)[^\s/\\]+[\\/].*|~/.+)", re.DOTALL)
-_TOKEN = re.compile(rb"hf_[A-Za-z0-9]{30,}")
+_TOKEN = re.compile(rb"hf\\?_[A-Za-z0-9]{30,}")  # as a card escapes it, too
 
 
 def sidecar(output: Path) -> Path:
