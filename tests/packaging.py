@@ -123,17 +123,26 @@ def make_adapter(folder: Path) -> Path:
         "log": [],
     }
     (folder / "adapter" / "training.json").write_text(json.dumps(training))
+
+    def measured(value: float) -> dict:
+        return {"value": value, "interval": [value - 0.1, value + 0.1]}
+
     metrics = {
-        "perspectives": {
-            name: {"rows": 40, "accuracy": value, "macro_f1": value / 2}
-            for name, value in (("unified", 0.5), ("user_intent", 0.25))
+        "conventions": {"accuracy": "Mean over samples and pairs."},
+        "overall": {
+            "pairs": 40,
+            "perspectives": {
+                name: {"samples": 1, "accuracy": measured(value), "macro_f1": measured(value / 2)}
+                for name, value in (("user_intent", 0.25), ("unified", 0.5))
+            },
         },
         "facts": {
             "adapter_sha256": sha256(folder / "adapter" / "adapter_model.safetensors"),
             "pairs": str(folder / "pairs" / "test.parquet"),
             "pairs_sha256": 64 * "3",
-            "split": "test",
+            "completions": {str(folder / "completions.parquet"): 64 * "4"},
             "date": "2026-01-01T00:00:00+00:00",
+            "arguments": {"pairs": str(folder / "pairs"), "split": "test", "draws": 100, "seed": 0},
         },
     }
     (folder / "evaluation").mkdir()

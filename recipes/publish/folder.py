@@ -120,6 +120,9 @@ def _machine_path(value: Any, where: str = "") -> tuple[str, str] | None:
     if isinstance(value, str):
         return (where, value) if _MACHINE_PATH.fullmatch(value) else None
     if isinstance(value, Mapping):
+        named = next((key for key in value if _MACHINE_PATH.fullmatch(key)), None)
+        if named is not None:
+            return f"a key of {where or 'it'}", named
         parts = [(f"{where}.{key}" if where else key, part) for key, part in value.items()
                  if key not in ("vocab", "merges", "added_tokens")]  # fmt: skip
     else:

@@ -201,10 +201,14 @@ def public_metrics(metrics: Mapping[str, Any], repo_id: str) -> dict[str, Any]:
     """Return the metrics without the paths of the machine that made them."""
     facts = metrics["facts"]
     options = facts.get("arguments", {})
-    kept = {key: value for key, value in options.items() if key not in ("model", "pairs", "output", "device")}
+    private = ("model", "pairs", "completions", "output", "device")
+    kept = {key: value for key, value in options.items() if key not in private}
     if "labels" in kept:
         kept["labels"] = Path(kept["labels"]).stem
-    return {**metrics, "facts": {**facts, "model": repo_id, "pairs": Path(facts["pairs"]).name, "arguments": kept}}
+    public = {**facts, "model": repo_id, "pairs": Path(facts["pairs"]).name, "arguments": kept}
+    if "completions" in facts:  # a teacher's: file -> digest
+        public["completions"] = {Path(file).name: digest for file, digest in facts["completions"].items()}
+    return {**metrics, "facts": public}
 
 
 def read_evaluation(metrics: Mapping[str, Any], file: Path, figures: Mapping[str, str]) -> Evaluation:
