@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from hub_cards.facts import Statement
 from recipes.arguments import build, read_yaml
 from recipes.data.bazaar import BazaarArguments
 from recipes.data.prepare import PrepareArguments
@@ -23,6 +24,7 @@ VERBS = {
     "data/esci.yaml": PrepareArguments,
     "data/esci_local.yaml": PrepareArguments,
     "evaluate/esci.yaml": RunArguments,
+    "publish/facts_bazaar.yaml": Statement,
     "rationales/build.yaml": BuildArguments,
     "rationales/embed.yaml": EmbedArguments,
     "student/bazaar_minilm.yaml": DistillArguments,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from recipes.arguments import UserError
 from recipes.publish.folder import read_record, read_statement, to_json
-from recipes.publish.student import base_model_id, folders, public_metrics, require, tokenizer_files
+from recipes.publish.sources import base_model_id, folders, public_metrics, require, tokenizer_files
 from recipes.record import sha256
 
 if TYPE_CHECKING:
