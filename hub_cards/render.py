@@ -6,6 +6,7 @@ title, a label or a name can never become a heading, a link, a tag or a table ce
 
 from __future__ import annotations
 
+import functools
 import html
 import json
 import re
@@ -17,6 +18,7 @@ from hub_cards.facts import AdapterFacts, CardError, Evaluation, MetricFacts, Sc
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCardData
+    from jinja2 import Environment
 
 PAPER = "2601.21611"
 METRICS = {"accuracy": "accuracy", "macro_f1": "macro-F1", "ndcg": "nDCG", "ece": "ECE"}
@@ -103,12 +105,8 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
-def render(template: str, **values: Any) -> str:
-    """Render a template of this package; a name that it does not get is an error.
-
-    Raises:
-        jinja2.UndefinedError: The template uses a value that is not given.
-    """
+@functools.cache
+def _environment() -> Environment:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -121,14 +119,22 @@ def render(template: str, **values: Any) -> str:
     )
     environment.filters |= {
         "code": code,
-        "duration": duration,
         "fence": fence,
         "paragraphs": paragraphs,
         "python": python,
         "raw": Markdown,
     }
     environment.globals |= {"table": table, "results": results, "paper": PAPER}
-    text = environment.get_template(template).render(values)
+    return environment
+
+
+def render(template: str, **values: Any) -> str:
+    """Render a template of this package; a name that it does not get is an error.
+
+    Raises:
+        jinja2.UndefinedError: The template uses a value that is not given.
+    """
+    text = _environment().get_template(template).render(values)
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from recipes.arguments import UserError
 from recipes.publish.folder import read_record, read_statement, to_json
-from recipes.publish.student import base_model_id, folders, public_metrics, require, tokenizer_files
+from recipes.publish.sources import base_model_id, folders, public_metrics, require, tokenizer_files
 from recipes.record import sha256
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ TRAIN = "recipes.teacher.sft or recipes.teacher.dpo"
 EVALUATE = "recipes.teacher.evaluate"
 WEIGHTS = "adapter_model.safetensors"
 LORA = {"r": "rank", "lora_alpha": "alpha", "lora_dropout": "dropout", "target_modules": "target modules"}
+FIGURES = {"perspectives.png": "Accuracy of each perspective, of their oracle and of their vote"}
 
 
 def package_adapter(arguments: PackageArguments) -> Files:
@@ -44,6 +45,7 @@ def package_adapter(arguments: PackageArguments) -> Files:
     if evaluated != sha256(source / WEIGHTS):
         raise UserError(f"{metrics_file}: is of other weights (sha256 {evaluated[:12]}...) than {source / WEIGHTS}.")
 
+    figures = {f"figures/{name}": shown for name, shown in FIGURES.items() if (evaluation / name).is_file()}
     base = _base_model(config, config_file, training, training_file, statement)
     # The id that a person gave for a local folder has to stand where peft reads it.
     public_config = {**config, "base_model_name_or_path": base.id, "revision": base.revision}
@@ -58,7 +60,7 @@ def package_adapter(arguments: PackageArguments) -> Files:
         code_commit=need(training, "environment.code_commit", training_file, f"{TRAIN}, in a git checkout,"),
         hardware=Hardware.read(training["environment"], training_file, TRAIN),
         train_seconds=need(training, "train_seconds", training_file, TRAIN),
-        evaluation=_evaluation(metrics, metrics_file),
+        evaluation=_evaluation(metrics, metrics_file, figures),
         lora={title: _plain(need(config, name, config_file, TRAIN)) for name, title in LORA.items()},
         messages=messages,
     )
@@ -66,6 +68,7 @@ def package_adapter(arguments: PackageArguments) -> Files:
         "adapter_config.json": to_json(public_config),
         WEIGHTS: source / WEIGHTS,
         **tokenizer_files(source, TRAIN),
+        **{name: evaluation / Path(name).name for name in figures},
         "metrics.json": to_json(public_metrics(metrics, arguments.repo_id)),
         "README.md": adapter_card(facts).encode(),
     }
@@ -110,28 +113,27 @@ def _plain(value: Any) -> Any:
     return ", ".join(sorted(value)) if isinstance(value, list) else value
 
 
-def _evaluation(metrics: Mapping[str, Any], file: Path) -> Evaluation:
+def _evaluation(metrics: Mapping[str, Any], file: Path, figures: Mapping[str, str]) -> Evaluation:
     from hub_cards.facts import Evaluation, Score, Slice, need
 
+    rows = need(metrics, "overall.pairs", file, EVALUATE)
     slices = []
-    for name in need(metrics, "perspectives", file, EVALUATE):
-        values = need(metrics, f"perspectives.{name}", file, EVALUATE)
-        ends = metrics.get("intervals", {}).get("perspectives", {}).get(name, {})
-        scores = {
-            metric: Score(
-                need(values, metric, f"{file}: perspectives.{name}", EVALUATE),
-                tuple(ends[metric]) if metric in ends else None,
-            )
-            for metric in ("accuracy", "macro_f1")
-        }
-        slices.append(Slice(name, need(values, "rows", f"{file}: perspectives.{name}", EVALUATE), scores))
-    drawn = "intervals" in metrics
+    for name in need(metrics, "overall.perspectives", file, EVALUATE):
+        scores = {}
+        for metric in ("accuracy", "macro_f1"):
+            value = need(metrics, f"overall.perspectives.{name}.{metric}.value", file, EVALUATE)
+            ends = need(metrics, f"overall.perspectives.{name}.{metric}.interval", file, EVALUATE)
+            scores[metric] = Score(value, tuple(ends))
+        slices.append(Slice(name, rows, scores))
+    # The perspective-free prompt is what the adapter was trained on: its scores stand first, and in the metadata.
+    slices.sort(key=lambda part: part.name != "unified")
     return Evaluation(
-        split=need(metrics, "facts.split", file, EVALUATE),
+        split=need(metrics, "facts.arguments.split", file, EVALUATE),
         pairs_sha256=need(metrics, "facts.pairs_sha256", file, EVALUATE),
         date=need(metrics, "facts.date", file, EVALUATE),
         slices=slices,
-        conventions=metrics.get("conventions", {}),
-        draws=need(metrics, "intervals.draws", file, EVALUATE) if drawn else None,
-        seed=need(metrics, "intervals.seed", file, EVALUATE) if drawn else None,
+        conventions=need(metrics, "conventions", file, EVALUATE),
+        draws=need(metrics, "facts.arguments.draws", file, EVALUATE),
+        seed=need(metrics, "facts.arguments.seed", file, EVALUATE),
+        figures=figures,
     )

@@ -203,14 +203,18 @@ def read_completions(files: list[str], pairs: pd.DataFrame, labels: LabelSchema)
 
 def _check_origin(rationales: pd.DataFrame, completions: pd.DataFrame, files: list[str]) -> None:
     """Each rationale's verdict has to be one that the teacher gave."""
-    keys = ["pair_id", "perspective", "predicted_label"]
-    given = set(completions[keys].fillna("").itertuples(index=False, name=None))
-    for row in rationales[keys].fillna("").itertuples(index=False, name=None):
+    given = set(_verdicts(completions))
+    for row in _verdicts(rationales):
         if row not in given:
             raise UserError(
                 f"pair_id {row[0]!r}, perspective {row[1]!r}: a rationale predicts {row[2]!r}, which no completion of "
                 f"{', '.join(files)} does. Give the completions that the rationales were made of."
             )
+
+
+def _verdicts(rows: pd.DataFrame) -> list[tuple[str, str, str]]:
+    verdicts = rows["predicted_label"].astype(object).where(rows["predicted_label"].notna(), "")
+    return list(zip(rows["pair_id"], rows["perspective"], verdicts, strict=True))
 
 
 def read_structures(file: Path, pairs: pd.DataFrame) -> pd.DataFrame:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 TEXTS = {".json", ".md", ".py", ".txt", ".yaml", ".yml", ".html", ".jinja", ".css", ".js"}
 # An absolute path of at least two parts, or one in the home folder: it names a machine, not a model.
 _MACHINE_PATH = re.compile(r"(file://.*|(/|~/|[A-Za-z]:[\\/]|\\\\)[^\s/\\]+[\\/].*|~/.+)", re.DOTALL)
-_TOKEN = re.compile(rb"hf_[A-Za-z0-9]{30,}")
+_TOKEN = re.compile(rb"hf\\?_[A-Za-z0-9]{30,}")  # as a card escapes it, too
 
 
 def sidecar(output: Path) -> Path:
@@ -128,6 +128,9 @@ def _machine_path(value: Any, where: str = "") -> tuple[str, str] | None:
     if isinstance(value, str):
         return (where, value) if _MACHINE_PATH.fullmatch(value) else None
     if isinstance(value, Mapping):
+        named = next((key for key in value if _MACHINE_PATH.fullmatch(key)), None)
+        if named is not None:
+            return f"a key of {where or 'it'}", named
         parts = [(f"{where}.{key}" if where else key, part) for key, part in value.items()
                  if key not in ("vocab", "merges", "added_tokens")]  # fmt: skip
     else:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from recipes.arguments import UserError
 from recipes.publish.folder import read_statement
-from recipes.publish.student import require
+from recipes.publish.sources import require
 from recipes.record import code_commit
 
 if TYPE_CHECKING:

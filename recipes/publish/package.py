@@ -16,6 +16,7 @@ With `--dry_run` it lists paths and sizes and writes nothing. The same input giv
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -100,9 +101,10 @@ def package(arguments: PackageArguments) -> Path:
     """
     from recipes.publish.folder import check_output, write_package
 
-    check_output(Path(arguments.output))  # before any work
+    output = Path(os.path.abspath(arguments.output))  # "." has no name to put the record under
+    check_output(output)  # before any work
     record = {"kind": arguments.kind, "repo_type": REPO_TYPES[arguments.kind], "repo_id": arguments.repo_id}
-    return write_package(Path(arguments.output), collect(arguments), record)
+    return write_package(output, collect(arguments), record)
 
 
 def main() -> None:
@@ -118,7 +120,7 @@ def main() -> None:
         return
     record = package(arguments)
     print(f"Wrote {arguments.output} and {record}. Read {arguments.output}/README.md before it is public.")
-    print(f"Next: python -m recipes.publish.push --package {arguments.output}")
+    print(f"Next: python -m recipes.publish.push --folder {arguments.output} --repo_id {arguments.repo_id}")
 
 
 if __name__ == "__main__":

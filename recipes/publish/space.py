@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from recipes.arguments import UserError
 from recipes.publish.folder import check_repo_id, to_json
-from recipes.publish.student import require
+from recipes.publish.sources import require
 
 if TYPE_CHECKING:
     from recipes.publish.package import Files, PackageArguments

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from recipes.arguments import UserError
 from recipes.publish.folder import read_record, read_statement, to_json
+from recipes.publish.sources import base_model_id, folders, public_metrics, require, tokenizer_files
 from recipes.record import sha256
 
 if TYPE_CHECKING:
@@ -18,20 +19,6 @@ if TYPE_CHECKING:
 DISTIL = "recipes.student.distill"
 EVALUATE = "recipes.evaluate.run"
 WEIGHTS = "model.safetensors"
-TOKENIZER = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.txt",
-    "vocab.json",
-    "merges.txt",
-    "sentencepiece.bpe.model",
-    "spiece.model",
-    "spm.model",
-    "tokenizer.model",
-    "chat_template.jinja",
-)
 FIGURES = {
     "confusion.png": "Confusion matrix: gold classes in rows, predicted ones in columns",
     "reliability.png": "Reliability: how often a probability of the top class is right",
@@ -106,54 +93,6 @@ def package_student(arguments: PackageArguments) -> Files:
     return files
 
 
-def folders(arguments: PackageArguments, trained_by: str, evaluated_by: str) -> tuple[Path, Path]:
-    """Return the folders of `--source` and `--evaluation`.
-
-    Raises:
-        UserError: One is not given, or no folder.
-    """
-    found = []
-    for option, value, maker in (
-        ("source", arguments.source, trained_by),
-        ("evaluation", arguments.evaluation, evaluated_by),
-    ):
-        if value is None:
-            raise UserError(f"--{option}: a package of kind {arguments.kind} needs it; {maker} makes such a folder.")
-        if not Path(value).is_dir():
-            raise UserError(f"--{option} {value}: no such folder; {maker} makes it.")
-        found.append(Path(value))
-    return found[0], found[1]
-
-
-def require(path: Path, made_by: str) -> Path:
-    """Return the path of a file that has to be there.
-
-    Raises:
-        UserError: It is not.
-    """
-    if not path.is_file():
-        raise UserError(f"{path}: no such file. {made_by} writes it.")
-    return path
-
-
-def tokenizer_files(source: Path, made_by: str) -> dict[str, Path]:
-    """Return the files of the tokenizer that are there.
-
-    Raises:
-        UserError: There is no tokenizer.
-    """
-    require(source / "tokenizer_config.json", made_by)
-    files = {name: source / name for name in TOKENIZER if (source / name).is_file()}
-    if not set(files) - {
-        "tokenizer_config.json",
-        "special_tokens_map.json",
-        "added_tokens.json",
-        "chat_template.jinja",
-    }:
-        raise UserError(f"{source}: has tokenizer_config.json and no vocabulary. {made_by} writes tokenizer.json.")
-    return files
-
-
 def code_files(source: Path, config: Mapping[str, Any]) -> list[str]:
     """Return the modules that the configuration names, and the siblings that these import.
 
@@ -197,16 +136,6 @@ def check_weights(source: Path, metrics: Mapping[str, Any], file: Path) -> None:
         )
 
 
-def public_metrics(metrics: Mapping[str, Any], repo_id: str) -> dict[str, Any]:
-    """Return the metrics without the paths of the machine that made them."""
-    facts = metrics["facts"]
-    options = facts.get("arguments", {})
-    kept = {key: value for key, value in options.items() if key not in ("model", "pairs", "output", "device")}
-    if "labels" in kept:
-        kept["labels"] = Path(kept["labels"]).stem
-    return {**metrics, "facts": {**facts, "model": repo_id, "pairs": Path(facts["pairs"]).name, "arguments": kept}}
-
-
 def read_evaluation(metrics: Mapping[str, Any], file: Path, figures: Mapping[str, str]) -> Evaluation:
     """Read what `recipes.evaluate.run` measured, with its intervals.
 
@@ -244,26 +173,6 @@ def read_evaluation(metrics: Mapping[str, Any], file: Path, figures: Mapping[str
         per_class=metrics["overall"]["per_class"],
         figures=figures,
     )
-
-
-def base_model_id(recorded: str, statement: Statement, file: Path) -> str:
-    """Return the Hub id of the base model: the recorded one, or a person's word for a local folder.
-
-    Raises:
-        CardError: The base was a local folder of which nothing is stated, or the two disagree.
-    """
-    from hub_cards.facts import REPO_ID, CardError
-
-    stated = statement.base_model
-    if not REPO_ID.fullmatch(recorded):
-        if stated is None:
-            raise CardError(
-                f"{file}: the base model {recorded!r} was a local folder. Write its Hub id: base_model in --facts."
-            )
-        return stated
-    if stated not in (None, recorded):
-        raise CardError(f"--facts: base_model is {stated!r}, but {file} records {recorded!r}. Remove it from --facts.")
-    return recorded
 
 
 def _base_model(training: Mapping[str, Any], file: Path, statement: Statement) -> BaseModel:
