@@ -20,10 +20,11 @@ from __future__ import annotations
 
 import difflib
 import functools
+import shlex
 import sys
 from argparse import SUPPRESS, RawDescriptionHelpFormatter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
@@ -166,6 +167,26 @@ def _is_number(value: object) -> bool:
 def to_dict(arguments: Any) -> dict[str, Any]:
     """Return the fields of a dataclass as plain values, to be recorded beside what the verb wrote."""
     return asdict(arguments)
+
+
+def command_line(verb: str, arguments: Any) -> str:
+    """Return the command that gives `verb` these arguments, to be recorded beside what it wrote and published with it.
+
+    Options at their default are left out, but for the seed. Of a path on this machine only the last name is kept.
+    """
+
+    def public(value: object) -> str:
+        text = str(value)
+        is_path = isinstance(value, str) and text and (Path(text).is_absolute() or Path(text).exists())
+        return Path(text).name if is_path else text
+
+    words = ["python", "-m", verb]
+    for field in fields(arguments):
+        value = getattr(arguments, field.name)
+        default = field.default if field.default_factory is MISSING else field.default_factory()
+        if field.name == "seed" or (value is not None and value != default):
+            words += [f"--{field.name}", *map(public, value if isinstance(value, list) else [value])]
+    return shlex.join(words)
 
 
 def run(main: Any) -> None:

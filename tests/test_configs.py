@@ -7,10 +7,13 @@ from pathlib import Path
 import pytest
 import yaml
 
+from hub_cards.dataset import DatasetStatement
+from hub_cards.facts import Statement
 from recipes.arguments import build, read_yaml
 from recipes.data.bazaar import BazaarArguments
 from recipes.data.prepare import PrepareArguments
 from recipes.evaluate.run import RunArguments
+from recipes.publish.package import PackageArguments
 from recipes.rationales.build import BuildArguments
 from recipes.rationales.embed import EmbedArguments
 from recipes.student.bench import BenchArguments, plan
@@ -24,6 +27,10 @@ VERBS = {
     "data/esci.yaml": PrepareArguments,
     "data/esci_local.yaml": PrepareArguments,
     "evaluate/esci.yaml": RunArguments,
+    "publish/bazaar_dataset.yaml": PackageArguments,
+    "publish/bazaar_rationales.yaml": BuildArguments,
+    "publish/facts_bazaar.yaml": Statement,
+    "publish/facts_bazaar_dataset.yaml": DatasetStatement,
     "rationales/build.yaml": BuildArguments,
     "rationales/embed.yaml": EmbedArguments,
     "student/bazaar_minilm.yaml": DistillArguments,
@@ -35,6 +42,7 @@ VERBS = {
     "teacher/evaluate_esci.yaml": EvaluateArguments,
     "tiny/bazaar.yaml": BazaarArguments,
     "tiny/bench.yaml": BenchArguments,
+    "tiny/dataset.yaml": PackageArguments,
     "tiny/embed.yaml": EmbedArguments,
     "tiny/evaluate.yaml": RunArguments,
     "tiny/rationales.yaml": BuildArguments,
@@ -42,7 +50,11 @@ VERBS = {
     "tiny/teacher_evaluate.yaml": EvaluateArguments,
 }
 # What a recipe may leave to the command line.
-GIVEN_LATER = {"source": ["x"], "completions": ["x"], **dict.fromkeys(("output", "model", "pairs", "rationales"), "x")}
+GIVEN_LATER = {
+    "source": ["x"],
+    "completions": ["x"],
+    **dict.fromkeys(("output", "model", "pairs", "rationales", "repo_id"), "x"),
+}
 
 
 def test_no_recipe_is_forgotten():
@@ -80,6 +92,11 @@ def test_the_tiny_recipes_run(tmp_path):
         "recipes.teacher.evaluate --config recipes/configs/tiny/teacher_evaluate.yaml",
         "recipes.rationales.build --config recipes/configs/tiny/rationales.yaml",
         "recipes.rationales.embed --config recipes/configs/tiny/embed.yaml",
+        "recipes.rationales.build --config recipes/configs/publish/bazaar_rationales.yaml --pairs runs/tiny/bazaar "
+        "--completions runs/tiny/completions.parquet --output runs/tiny/all_rationales.parquet",
+        "recipes.rationales.embed --config recipes/configs/tiny/embed.yaml "
+        "--rationales runs/tiny/all_rationales.parquet --output runs/tiny/all_rationales_embedded.parquet",
+        "recipes.publish.package --config recipes/configs/tiny/dataset.yaml",
         "recipes.student.distill --config recipes/configs/tiny/student.yaml",
         "recipes.evaluate.run --config recipes/configs/tiny/evaluate.yaml",
         "recipes.student.bench --config recipes/configs/tiny/bench.yaml",
@@ -94,5 +111,6 @@ def test_the_tiny_recipes_run(tmp_path):
         "evaluation/metrics.json",
         "bench/comparison/plot.png",
         "teacher_evaluation/metrics.json",
+        "dataset/README.md",
     ):
         assert (tmp_path / "runs" / "tiny" / written).is_file()

@@ -81,3 +81,12 @@ def random_batch(rows: int = 3, length: int = 9, seed: int = 0) -> dict[str, tor
     valid = length - torch.arange(rows)
     attention_mask = (torch.arange(length) < valid.unsqueeze(1)).long()
     return {"input_ids": input_ids * attention_mask, "attention_mask": attention_mask}
+
+
+def save_tiny_embedder(folder: Path) -> Path:
+    """Save a random sentence-transformers model: the mean of the tiny encoder's tokens, 16 numbers."""
+    from sentence_transformers import SentenceTransformer, models
+
+    encoder = save_tiny_encoder(folder.with_name(f"{folder.name}_encoder"))
+    SentenceTransformer(modules=[models.Transformer(str(encoder)), models.Pooling(16)], device="cpu").save(str(folder))
+    return folder

@@ -8,7 +8,8 @@ The demo's 20,000 pairs, a few hundred for a test, a million:
 
 Writes `{train,validation,test}.parquet` (contract: pairs, label schema aliexpress6), `structures.parquet` (what each
 query asks for and each product is: the labels follow from it by `recipes.data.bazaar_rules`, and the scripted
-teacher reads it), `report.json` and the dataset card `README.md`. The same options give the same bytes.
+teacher reads it) and `report.json`. The same options give the same bytes. `recipes.publish`
+makes a dataset for the Hub of it, with a card that says plainly that it is synthetic.
 """
 
 from __future__ import annotations
@@ -17,10 +18,9 @@ import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from recipes.arguments import UserError, parse, run, to_dict
+from recipes.arguments import UserError, command_line, parse, run, to_dict
 from recipes.data.bazaar_catalogue import LOCALES, load_catalogue
 from recipes.data.bazaar_market import KINDS, Market
 from recipes.data.bazaar_rules import STRUCTURES, label, to_json
@@ -36,7 +36,6 @@ MISSPELT = 0.12
 PRODUCTS = (4, 12)
 # So many shoppers in a row without a new query: the catalogue is exhausted.
 PATIENCE = 2000
-CARD = Path(__file__).parent / "catalogue" / "card.md"
 
 
 @dataclass
@@ -164,23 +163,6 @@ def report(frames: dict[str, pd.DataFrame]) -> dict[str, Any]:
     }
 
 
-def card(counts: dict[str, Any], arguments: BazaarArguments) -> str:
-    """Render the dataset card."""
-    sizes = [1_000, 10_000, 100_000, 1_000_000, 10_000_000]
-    names = ["n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M"]
-    return CARD.read_text(encoding="utf-8").format(
-        languages="\n".join(f"- {'ja' if locale == 'jp' else locale}" for locale in arguments.locales),
-        size_category=next(
-            (name for bound, name in zip(sizes, names, strict=True) if counts["pairs"] < bound), "n>10M"
-        ),
-        labels="\n".join(f"| {name} | {count:,} |" for name, count in counts["label"].items()),
-        splits="\n".join(f"| {name} | {count:,} |" for name, count in counts["split"].items()),
-        command=f"python -m recipes.data.bazaar --size {arguments.size} --seed {arguments.seed} "
-        f"--locales {' '.join(arguments.locales)} --output DIR",
-        **{name: f"{counts[name]:,}" for name in ("pairs", "queries", "misspelt")},
-    )
-
-
 def main() -> None:
     """Make the bazaar and write it."""
     arguments = parse(BazaarArguments, __doc__)
@@ -191,9 +173,9 @@ def main() -> None:
         write(frames[split], output / f"{split}.parquet", PAIRS)
     write(frames["structures"], output / "structures.parquet", STRUCTURES)
     counts = report(frames)
-    recorded = {"arguments": to_dict(arguments), **counts}
+    command = command_line("recipes.data.bazaar", arguments)
+    recorded = {"command": command, "arguments": to_dict(arguments), **counts}
     (output / "report.json").write_text(json.dumps(recorded, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    (output / "README.md").write_text(card(counts, arguments), encoding="utf-8")
     if counts["pairs"] < arguments.size:
         print(f"{counts['pairs']:,} of {arguments.size:,} pairs: the catalogue has no more new queries.")
     print(f"{output}: {counts['pairs']:,} pairs of {counts['queries']:,} queries")

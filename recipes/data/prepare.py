@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from recipes.arguments import UserError, parse, run, to_dict
+from recipes.arguments import UserError, command_line, parse, run, to_dict
 from recipes.record import write_json
 from recipes.schemas import PAIRS, SPLITS, LabelSchema, load_labels, write
 
@@ -134,7 +134,7 @@ def prepare(arguments: PrepareArguments) -> None:
     output = Path(arguments.output)
     for split, rows in splits.items():
         write(rows[[name for name in PAIRS.columns if name in rows]], output / f"{split}.parquet", PAIRS)
-    write_json(output / "report.json", report)
+    write_json(output / "report.json", {"command": command_line("recipes.data.prepare", arguments), **report})
     _print_report(report)
     print(f"wrote {', '.join(f'{split}.parquet' for split in SPLITS)} and report.json to {output}")
     print(f"next: python -m recipes.rationales.build --pairs {output} --completions FILE --output rationales.parquet")

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from recipes.arguments import UserError, parse, run, to_dict
 from recipes.evaluate.predict import load, predict, schema_order
-from recipes.record import environment, sha256, write_json
+from recipes.record import environment, sha256, weights_sha256, write_json
 from recipes.schemas import PREDICTIONS, load_labels, make_folder, read_pairs, write
 
 
@@ -50,6 +50,7 @@ def evaluate(arguments: RunArguments) -> dict[str, Any]:
     """
     from recipes.evaluate.metrics import evaluate_predictions
     from recipes.evaluate.report import plot_confusion
+    from recipes.evaluate.significance import intervals
 
     for option, value in (("batch_size", arguments.batch_size), ("max_length", arguments.max_length)):
         if value is not None and value < 1:
@@ -85,9 +86,11 @@ def evaluate(arguments: RunArguments) -> dict[str, Any]:
         probabilities=list(probabilities),
     )
     metrics = evaluate_predictions(predictions, schema, arguments.model)
+    metrics["intervals"] = intervals(predictions, schema)
     metrics["facts"] = {
         "model": arguments.model,
         "revision": None if Path(arguments.model).is_dir() else model.config._commit_hash,
+        "weights_sha256": weights_sha256(arguments.model),  # which student of that name it was
         "seed": training_seed(arguments.model),
         "pairs": str(pairs_file),
         "pairs_sha256": sha256(pairs_file),

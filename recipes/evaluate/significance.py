@@ -9,12 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 if TYPE_CHECKING:
+    import pandas as pd
     from numpy.typing import NDArray
+
+    from recipes.schemas import LabelSchema
 
 METRICS = ("accuracy", "macro_f1", "ndcg")
 DRAWS_AT_ONCE = 500  # 500 draws x 10,000 queries x 8 bytes: 40 MB
@@ -119,6 +122,48 @@ def interval(draws: NDArray[np.float64], level: float = 0.95) -> tuple[float, fl
     """Percentile interval of the draws in which the metric is defined."""
     low, high = np.nanquantile(draws, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+def intervals(
+    predictions: pd.DataFrame, schema: LabelSchema, draws: int = 10_000, seed: int = 0, level: float = 0.95
+) -> dict[str, Any]:
+    """Percentile intervals of one run's metrics over queries drawn with replacement, overall and per locale.
+
+    Args:
+        predictions: A table of the `PREDICTIONS` contract.
+        schema: Classes and gains.
+        draws: Bootstrap draws.
+        seed: Of the draws.
+        level: Of the intervals.
+
+    Returns:
+        `level`, `draws`, `seed`, `overall` and `locales` (locale -> slice); a slice is metric -> [low, high], without
+        nDCG where no query has one.
+    """
+    from recipes.evaluate.metrics import ranking_by_query, to_arrays
+
+    gold, predicted, _ = to_arrays(predictions, schema)
+    ranking = ranking_by_query(predictions, schema)
+    query = predictions.groupby(["locale", "query"], sort=False).ngroup().to_numpy()
+    statistics = query_statistics(query, gold, predicted[None], ranking["ndcg"].to_numpy()[None], len(schema.names))
+    locales = ranking["locale"].to_numpy()
+
+    def of(chosen: NDArray[np.bool_]) -> dict[str, list[float]]:
+        drawn = np.concatenate(list(bootstrap(statistics.select(chosen), draws, seed)))[:, :, 0]  # (draws, METRICS)
+        defined = [not np.isnan(drawn[:, position]).all() for position in range(len(METRICS))]
+        return {
+            metric: list(interval(drawn[:, position], level))
+            for position, metric in enumerate(METRICS)
+            if defined[position]
+        }
+
+    return {
+        "level": level,
+        "draws": draws,
+        "seed": seed,
+        "overall": of(np.ones(len(locales), dtype=bool)),
+        "locales": {locale: of(locales == locale) for locale in sorted(set(locales))},
+    }
 
 
 def bootstrap_p_value(differences: NDArray[np.float64]) -> float:

@@ -17,7 +17,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from recipes.arguments import UserError, parse, run, to_dict
+from recipes.arguments import UserError, command_line, parse, run, to_dict
 from recipes.record import write_json
 from recipes.schemas import COMPLETIONS, PERSPECTIVES, RATIONALES, SPLITS, load_labels, read, read_pairs, write
 
@@ -90,7 +90,8 @@ def build(arguments: BuildArguments) -> None:
 
     report = summary(rows, pairs, len(completions), counts) | {"arguments": to_dict(arguments)}
     path = write(rows[[name for name in RATIONALES.columns if name in rows]], arguments.output, RATIONALES)
-    report_path = write_json(path.with_name(f"{path.name}.report.json"), report)
+    command = command_line("recipes.rationales.build", arguments)
+    report_path = write_json(path.with_name(f"{path.name}.report.json"), {"command": command, **report})
     _print_report(report)
     print(f"wrote {path} ({len(rows):,} rationales) and {report_path.name}")
     print(

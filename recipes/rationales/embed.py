@@ -8,7 +8,7 @@
     python -m recipes.rationales.embed --rationales rationales.parquet --encoder minilm --output cot.parquet
 
 Reads: rationales (recipes.rationales.build). Writes: the same rows with `cot_embedding` (float32, as the model's own
-modules leave it: normalised or not), `encoder` and `encoder_revision`.
+modules leave it: normalised or not), `encoder` and `encoder_revision`; beside it the command (OUTPUT.report.json).
 
 Killed and started again, it goes on where it was: finished shards lie in OUTPUT.work until the output stands. Another
 text, encoder, revision, length or precision starts over.
@@ -26,9 +26,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from recipes.arguments import UserError, parse, run
+from recipes.arguments import UserError, command_line, parse, run, to_dict
 from recipes.minilm import MINILM_ID, MINILM_SHA256, minilm_folder, public_name
-from recipes.record import sha256
+from recipes.record import sha256, write_json
 from recipes.schemas import RATIONALES, read, write
 
 if TYPE_CHECKING:
@@ -87,6 +87,7 @@ def embed(arguments: EmbedArguments) -> None:
         and (pq.read_schema(arguments.output).metadata or {}).get(MARK) == mark.encode()
     ):
         print(f"{arguments.output} already holds these embeddings.")
+        _report(arguments)
         return
     # Longest first: a batch that does not fit in memory fails at once, and batches hold texts of one length.
     texts = sorted(set(rows["rationale"]), key=lambda text: (-len(text), text))
@@ -106,11 +107,24 @@ def embed(arguments: EmbedArguments) -> None:
         table = table.append_column(name, column)
     table = table.replace_schema_metadata({**table.schema.metadata, MARK: mark})
     path = write(table, arguments.output, RATIONALES)
+    _report(arguments)
     shutil.rmtree(work)
     size = vectors.shape[1]
     print(f"wrote {path}: {len(rows):,} embeddings of {len(texts):,} texts, size {size}")
     print(f"encoder {encoder.name}, revision {encoder.revision}")
     print(f"next: python -m recipes.student.distill --rationales {path} --pairs DIR --encoder NAME --output DIR")
+
+
+def _report(arguments: EmbedArguments) -> None:
+    """Record the command, and what is recorded of the rationales."""
+    source, output = Path(arguments.rationales), Path(arguments.output)
+    before = source.with_name(f"{source.name}.report.json")
+    report = {
+        "command": command_line("recipes.rationales.embed", arguments),
+        "arguments": to_dict(arguments),
+        "rationales": json.loads(before.read_text(encoding="utf-8")) if before.is_file() else None,
+    }
+    write_json(output.with_name(f"{output.name}.report.json"), report)
 
 
 def find_encoder(name: str, revision: str | None) -> Encoder:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from recipes.arguments import UserError, parse, run, to_dict
-from recipes.record import environment, sha256
+from recipes.record import environment, sha256, weights_sha256
 from recipes.schemas import RATIONALES, LabelSchema, load_labels, read, read_pairs
 from recipes.student.saving import (
     claim_folder,
@@ -117,7 +117,7 @@ def distill(arguments: DistillArguments) -> dict[str, Any]:
         print(f"{output} already holds this student; --overwrite trains it again.")
         return finished
 
-    from recipes.minilm import public_name
+    from recipes.minilm import public_name, resolve_encoder
 
     started = time.time()
     trainer = _build_trainer(arguments, schema, pairs, embeddings)
@@ -132,6 +132,7 @@ def distill(arguments: DistillArguments) -> dict[str, Any]:
         **settings,
         "encoder": public_name(arguments.encoder),
         "encoder_commit": getattr(model.config.encoder_config, "_commit_hash", None),
+        "encoder_sha256": weights_sha256(resolve_encoder(arguments.encoder)),  # what names a local one
         "parameters": model.num_parameters(),
         "train_rows": len(pairs["train"]),
         "guided_rows": 0 if embeddings is None else int(pairs["train"]["pair_id"].isin(list(embeddings)).sum()),

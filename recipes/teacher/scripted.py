@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from recipes.arguments import UserError, parse, run
+from recipes.arguments import UserError, command_line, parse, run, to_dict
 from recipes.data.bazaar_rules import (
     STRONGLY_RELEVANT,
     STRUCTURES,
@@ -32,6 +32,7 @@ from recipes.data.bazaar_rules import (
     ask_from_json,
     offer_from_json,
 )
+from recipes.record import write_json
 from recipes.schemas import COMPLETIONS, PERSPECTIVES, make_folder, read, read_pairs, write
 from recipes.teacher.scripted_views import NO_VALUE, judge
 
@@ -190,7 +191,9 @@ def main() -> None:
     make_folder(Path(arguments.output).parent)
     pairs = pd.concat(splits.values(), ignore_index=True)
     completions = complete(pairs, read(structures, STRUCTURES), arguments.samples, arguments.seed)
-    write(completions, arguments.output, COMPLETIONS)
+    path = write(completions, arguments.output, COMPLETIONS)
+    recorded = {"command": command_line("recipes.teacher.scripted", arguments), "arguments": to_dict(arguments)}
+    write_json(path.with_name(f"{path.name}.report.json"), recorded)
     print(f"{arguments.output}: {len(completions):,} completions of {len(pairs):,} pairs")
     for name, share in figures(completions, pairs).items():
         print(f"  {name:<20} {share:6.1%}")

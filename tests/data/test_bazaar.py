@@ -5,10 +5,9 @@ from collections import defaultdict
 from dataclasses import replace
 
 import pytest
-import yaml
 
 from recipes.arguments import UserError
-from recipes.data.bazaar import PRODUCTS, card, main, make_bazaar, report
+from recipes.data.bazaar import PRODUCTS, main, make_bazaar, report
 from recipes.data.bazaar_catalogue import LOCALES, alternatives, load_catalogue
 from recipes.data.bazaar_rules import (
     Ask,
@@ -177,10 +176,6 @@ def test_same_options_give_the_same_bytes_whatever_the_hash_seed(tmp_path):
     assert digests[0] == digests[1]
     pairs = read_pairs(folder)
     assert sum(map(len, pairs.values())) == 400
-    text = (folder / "README.md").read_text(encoding="utf-8")
-    front = yaml.safe_load(text.split("---")[1])
-    assert [item["split"] for item in front["configs"][0]["data_files"]] == list(SPLITS)
-    assert "This dataset is synthetic" in text
 
 
 def test_a_tiny_bazaar_has_empty_splits_that_can_be_read(tmp_path, monkeypatch, capsys):
@@ -264,23 +259,3 @@ def test_a_name_means_one_category_unless_it_is_declared_shared():
             normalise(name) for entry in catalogue.words["shared"] for name in alternatives(entry["names"][locale])
         }
         assert shared & set(owners) == set()
-
-
-def test_card_counts_are_the_report_s(bazaar):
-    from recipes.data.bazaar import BazaarArguments
-
-    text = card(report(bazaar), BazaarArguments(output="x", size=3000, seed=7))
-    assert "3,000 pairs" in text
-    assert "--size 3000 --seed 7" in text
-
-
-def test_load_dataset_reads_what_the_card_declares(tmp_path, monkeypatch):
-    import datasets
-
-    monkeypatch.setattr(sys, "argv", ["bazaar", "--config", TINY, "--output", str(tmp_path / "bazaar")])
-    main()
-    pairs = datasets.load_dataset(str(tmp_path / "bazaar"), cache_dir=str(tmp_path / "cache"))
-    written = read_pairs(tmp_path / "bazaar")
-    assert {split: len(rows) for split, rows in pairs.items()} == {split: len(rows) for split, rows in written.items()}
-    structures = datasets.load_dataset(str(tmp_path / "bazaar"), "structures", cache_dir=str(tmp_path / "cache"))
-    assert len(structures["pairs"]) == 400
