@@ -109,13 +109,22 @@ def read_yaml(cls: type, path: str | Path) -> dict[str, Any]:
         raise UserError(f"{path}: not valid YAML: {error}") from None
     if not isinstance(values, Mapping):
         raise UserError(f"{path}: expected `key: value` lines, found a {type(values).__name__}.")
+    check_keys(cls, values, path)
+    return dict(values)
+
+
+def check_keys(cls: type, values: Mapping[str, Any], source: str | Path) -> None:
+    """Check that every key is a field of the dataclass `cls`.
+
+    Raises:
+        UserError: One is not; the message names the source, the key and the nearest field.
+    """
     known = [field.name for field in fields(cls)]
     for key in values:
         if key not in known:
             close = difflib.get_close_matches(str(key), known, n=1)
             hint = f" Did you mean {close[0]!r}?" if close else f" Known keys: {', '.join(known)}."
-            raise UserError(f"{path}: unknown key {key!r}.{hint}")
-    return dict(values)
+            raise UserError(f"{source}: unknown key {key!r}.{hint}")
 
 
 def build(cls: type[T], values: Mapping[str, Any], source: str | Path) -> T:

@@ -278,12 +278,21 @@ def _check_unique(table: pa.Table, contract: Contract, source: str | Path) -> No
 
 @dataclass(frozen=True)
 class Label:
-    """One class of a label schema: its name, other spellings, gain for nDCG, and definition for prompts."""
+    """One class of a label schema.
+
+    Attributes:
+        name: What the class is called everywhere.
+        gain: For nDCG and the expected-gain score.
+        definition: For prompts.
+        aliases: Other spellings that data may use.
+        translations: Language -> words by which a language model may answer; only `recipes.teacher.parse` reads them.
+    """
 
     name: str
     gain: float
     definition: str
     aliases: list[str] = field(default_factory=list)
+    translations: dict[str, list[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
