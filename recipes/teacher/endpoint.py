@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import httpx2
 from huggingface_hub import AsyncInferenceClient, set_async_client_factory
 from huggingface_hub.errors import HfHubHTTPError, InferenceTimeoutError
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_random_exponential
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from recipes.arguments import UserError
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 Messages = list[dict[str, str]]
 
 START_SECONDS = 5.0
+PROBES = 4
 FAILURES_IN_A_ROW = 3
 # Statuses of an overloaded or broken server or gateway; any other 4xx is an answer.
 PASSING = (408, 409, 425, 429)
@@ -122,10 +123,29 @@ class Endpoint:
         for replica in self.replicas:
             await replica.client.close()
 
-    async def start(self, options: dict[str, Any]) -> list[str]:
-        """Check that a server answers and has the model, and find out which sampling options it accepts.
+    async def reach(self) -> list[list[str] | None]:
+        """Check, within seconds, that a server answers; one that is down is set aside as long as another is up.
 
-        A replica that is down is set aside, as long as another answers.
+        Returns:
+            The models of each replica; [] for one that does not tell, None for one that is down.
+
+        Raises:
+            UserError: No server answers.
+        """
+        found = await asyncio.gather(*(self._models(replica) for replica in self.replicas))
+        if all(isinstance(answer, Failed) for answer in found):
+            raise UserError(
+                f"base_url: no server answers at {', '.join(self.urls)} ({found[0]}). Start one, e.g. "
+                f"`vllm serve {self.model}`, or correct the address. Nothing was asked."
+            )
+        for replica, answer in zip(self.replicas, found, strict=True):
+            if isinstance(answer, Failed):
+                replica.failures, replica.aside_until = FAILURES_IN_A_ROW, time.monotonic() + self.backoff
+                print(f"{replica.url}: does not answer ({answer}); set aside, and tried again later")
+        return [None if isinstance(answer, Failed) else answer for answer in found]
+
+    async def start(self, options: dict[str, Any]) -> list[str]:
+        """Check that the servers that are up have the model, and find out which sampling options they accept.
 
         Args:
             options: `temperature`, `top_p`, `top_k`, `max_tokens`; those that are None are not sent. Kept in
@@ -135,69 +155,66 @@ class Endpoint:
             The options that were refused; among them `seed`, which is tried too.
 
         Raises:
-            UserError: No server answers, or none has the model.
+            UserError: No server answers, or one does not have the model.
         """
-        found = await asyncio.gather(*(self._models(replica) for replica in self.replicas), return_exceptions=True)
-        for replica, answer in zip(self.replicas, found, strict=True):
-            if isinstance(answer, httpx2.HTTPError | ValueError):
-                replica.failures, replica.aside_until = FAILURES_IN_A_ROW, time.monotonic() + self.backoff
-                print(f"{replica.url}: does not answer ({_reason(answer)}); set aside, and tried again later")
-            elif isinstance(answer, BaseException):
-                raise answer
-        models = sorted({name for answer in found if isinstance(answer, list) for name in answer})
-        if all(isinstance(answer, BaseException) for answer in found):
-            raise UserError(
-                f"base_url: no server answers at {', '.join(self.urls)} ({_reason(found[0])}). Start one, e.g. "
-                f"`vllm serve {self.model}`, or correct the address. Nothing was done."
-            )
         self.options = {name: value for name, value in options.items() if value is not None}
-        return await self._probe(models)
+        refused: list[str] = []
+        for replica, models in zip(self.replicas, await self.reach(), strict=True):
+            if models is not None:
+                await self._probe(replica, models, refused)
+        return refused
 
-    async def _models(self, replica: Replica) -> list[str]:
-        """List the models of a server; [] for one that does not tell."""
+    async def _models(self, replica: Replica) -> list[str] | Failed:
         url = replica.url.rstrip("/")
         url = f"{url}/models" if url.endswith("/v1") else f"{url}/v1/models"
         headers = {"Authorization": f"Bearer {self.api_key}"} if self.api_key else {}
-        async with httpx2.AsyncClient(timeout=START_SECONDS, follow_redirects=True) as client:
-            answer = await client.get(url, headers=headers)
-        if answer.status_code >= 500:
-            answer.raise_for_status()
+        try:
+            async with httpx2.AsyncClient(timeout=START_SECONDS, follow_redirects=True) as client:
+                answer = await client.get(url, headers=headers)
+        except httpx2.HTTPError as error:
+            return Failed(_reason(error))
+        if answer.status_code in (502, 503, 504):  # a gateway without its server
+            return Failed(_server_says(answer))
         try:
             return [model["id"] for model in answer.json()["data"]]
         except (ValueError, KeyError, TypeError):
             return []
 
-    async def _probe(self, models: list[str]) -> list[str]:
+    async def _probe(self, replica: Replica, models: list[str], refused: list[str]) -> None:
         """Ask for one token with every option, and leave out those that the server refuses, the rarest first."""
         candidates = [name for name in ("top_k", "seed", "top_p", "temperature") if name in {"seed", *self.options}]
-        refused: list[str] = []
+        candidates = [name for name in candidates if name not in refused]
+        patient = AsyncRetrying(
+            retry=retry_if_exception_type(Failed),
+            wait=wait_random_exponential(multiplier=self.backoff, max=10),
+            stop=stop_after_attempt(1 if models and self.model not in models else PROBES),
+            reraise=True,
+        )
         while True:
+            options = {**self.options, "max_tokens": 1}
+            seed = None if "seed" in refused else 1
             try:
-                probe = {name: value for name, value in self.options.items() if name != "max_tokens"}
-                seed = None if "seed" in refused else 1
-                await self._asking([{"role": "user", "content": "Hello"}], {**probe, "max_tokens": 1}, seed)
-                return refused
-            except (Failed, Refused) as error:
-                status = error.status if isinstance(error, Refused) else None
-                if status in (400, 422) and candidates and (not models or self.model in models or status == 422):
-                    named = [name for name in candidates if name in str(error)]
-                    name = named[0] if named else candidates[0]
-                    candidates.remove(name)
-                    refused.append(name)
-                    self.options.pop(name, None)
-                    continue
-                raise UserError(self._why_not(error, status, models)) from None
+                await patient(self._ask, replica.client, [{"role": "user", "content": "Hello"}], options, seed)
+                return
+            except Failed as error:
+                raise UserError(self._why_not(replica, error, models)) from None
+            except Refused as error:
+                if error.status not in (400, 422) or not candidates:
+                    raise UserError(self._why_not(replica, error, models)) from None
+                name = next((name for name in candidates if name in str(error)), candidates[0])
+                candidates.remove(name)
+                refused.append(name)
+                self.options.pop(name, None)
 
-    def _why_not(self, error: Exception, status: int | None, models: list[str]) -> str:
-        servers = ", ".join(self.urls)
-        if status in (401, 403):
+    def _why_not(self, replica: Replica, error: Failed | Refused, models: list[str]) -> str:
+        if isinstance(error, Refused) and error.status in (401, 403):
             return (
-                f"api_key_variable: {servers} refuses the key ({status}). Put the server's key into an environment "
+                f"api_key_variable: {replica.url} refuses the key ({error}). Put the server's key into an environment "
                 f"variable and pass its name, e.g. --api_key_variable MY_KEY."
             )
         if models and self.model not in models:
-            return f"model: {servers} has no {self.model!r}; it has {', '.join(models)}. ({error})"
-        return f"model: {servers} does not complete with {self.model!r}: {error}"
+            return f"model: {replica.url} has no {self.model!r}; it has {', '.join(models)}. ({error})"
+        return f"model: {replica.url} does not complete with {self.model!r}: {error}"
 
     async def complete(self, messages: Messages, seed: int | None) -> Answer:
         """Ask for one completion, again and again while the reason for a failure may pass.
@@ -207,7 +224,8 @@ class Endpoint:
             seed: Of this completion; None where the server accepts none.
 
         Raises:
-            Refused: The server will never complete this prompt, or failed on it `attempts` times while others succeeded.
+            Refused: The server will never complete this prompt, or failed on it `attempts` times while others
+                succeeded.
             UserError: Nothing has come back for `patience` seconds.
         """
         retrying = AsyncRetrying(

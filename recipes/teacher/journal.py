@@ -95,7 +95,7 @@ class Journal:
             pass
         raise UserError(
             f"{self.path}: not a journal of this version of recipes.teacher.generate. Choose another output, or pass "
-            f"--overwrite true to begin again."
+            f"--overwrite to begin again."
         )
 
     def begin(self, settings: Mapping[str, Any]) -> None:
@@ -169,7 +169,7 @@ def refuse_changes(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]
         differences = "; ".join(f"{name} was {before.get(name)!r}, is {now.get(name)!r}" for name in changed)
         raise UserError(
             f"{path}: its completions were made with other settings: {differences}. Nothing was sent. Restore the "
-            f"settings, choose another --output, or pass --overwrite true to throw these completions away."
+            f"settings, choose another --output, or pass --overwrite to throw these completions away."
         )
 
 
