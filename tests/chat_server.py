@@ -19,6 +19,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 FAULTS = ("slow", "429", "500", "503", "half", "garbage", "list", "no choices", "two choices", "close", "reset")
 
 
+def default_answer(text: str, seed: int) -> str:
+    digest = hashlib.sha256(f"{text} {seed}".encode()).digest()
+    label = ("Exact", "Substitute", "Complement", "Irrelevant")[digest[0] % 4]
+    return f"<think>\nreason {digest.hex()[:12]} ≠ 日本\n</think>\n\n{json.dumps({'label': label})}"
+
+
 @dataclass
 class ChatServer:
     """A running server.
@@ -44,7 +50,7 @@ class ChatServer:
     delay: float = 0.0
     die_after: int | None = None
     refuse: Callable[[str], bool] = lambda text: False
-    answer: Callable[[str, int], str] = field(default=lambda text, seed: default_answer(text, seed))
+    answer: Callable[[str, int], str] = default_answer
     url: str = ""
     asked: Counter = field(default_factory=Counter)
     answered: Counter = field(default_factory=Counter)
@@ -53,12 +59,6 @@ class ChatServer:
     headers: list[dict] = field(default_factory=list)
     dead: bool = False
     lock: threading.Lock = field(default_factory=threading.Lock)
-
-
-def default_answer(text: str, seed: int) -> str:
-    digest = hashlib.sha256(f"{text} {seed}".encode()).digest()
-    label = ("Exact", "Substitute", "Complement", "Irrelevant")[digest[0] % 4]
-    return f"<think>\nreason {digest.hex()[:12]} ≠ 日本\n</think>\n\n{json.dumps({'label': label})}"
 
 
 @contextmanager
