@@ -81,6 +81,7 @@ async def ask_servers(
     """
     async with _endpoint(arguments) as endpoint:
         values = to_dict(arguments)
+        endpoint.say = progress.bar.write
         refused = await endpoint.start({name: values[name] for name in SAMPLING})
         if refused:
             progress.bar.write(f"not accepted by the server, which takes its own default: {', '.join(refused)}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import email.utils
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 Messages = list[dict[str, str]]
 
-START_SECONDS = 5.0
+START_SECONDS = 10.0
 PROBES = 4
 FAILURES_IN_A_ROW = 3
 # Statuses of an overloaded or broken server or gateway; any other 4xx is an answer.
@@ -65,12 +65,13 @@ class Answer:
 
 @dataclass
 class Replica:
-    """One server: how busy it is, how often it failed in a row, and until when it is set aside."""
+    """One server: how busy it is, how often it failed in a row, for how long and until when it is set aside."""
 
     url: str
     client: AsyncInferenceClient
     in_flight: int = 0
     failures: int = 0
+    pause: float = 0.0
     aside_until: float = 0.0
 
     def ready(self, now: float) -> bool:
@@ -90,6 +91,7 @@ class Endpoint:
         patience: Seconds without any success after which the run stops.
         attempts: Tries of one request while others succeed.
         backoff: Seconds before the second try, doubled before each further one, with jitter, 60 at most.
+        say: Tells the user that a replica is set aside, or back.
     """
 
     urls: Sequence[str]
@@ -99,6 +101,7 @@ class Endpoint:
     patience: float = 600.0
     attempts: int = 8
     backoff: float = 1.0
+    say: Callable[[str], None] = print
     replicas: list[Replica] = field(init=False)
     options: dict[str, Any] = field(init=False, default_factory=dict)
 
@@ -115,6 +118,7 @@ class Endpoint:
         ]
         self._failures = 0
         self._failing_since: float | None = None
+        self._reason = ""
 
     async def __aenter__(self) -> Endpoint:
         return self
@@ -123,11 +127,11 @@ class Endpoint:
         for replica in self.replicas:
             await replica.client.close()
 
-    async def reach(self) -> list[list[str] | None]:
-        """Check, within seconds, that a server answers; one that is down is set aside as long as another is up.
+    async def reach(self) -> list[list[str] | Failed]:
+        """Check, within seconds, that at least one server answers.
 
         Returns:
-            The models of each replica; [] for one that does not tell, None for one that is down.
+            The models of each replica; [] for one that does not tell, the failure of one that is down.
 
         Raises:
             UserError: No server answers.
@@ -138,14 +142,12 @@ class Endpoint:
                 f"base_url: no server answers at {', '.join(self.urls)} ({found[0]}). Start one, e.g. "
                 f"`vllm serve {self.model}`, or correct the address. Nothing was asked."
             )
-        for replica, answer in zip(self.replicas, found, strict=True):
-            if isinstance(answer, Failed):
-                replica.failures, replica.aside_until = FAILURES_IN_A_ROW, time.monotonic() + self.backoff
-                print(f"{replica.url}: does not answer ({answer}); set aside, and tried again later")
-        return [None if isinstance(answer, Failed) else answer for answer in found]
+        return found
 
     async def start(self, options: dict[str, Any]) -> list[str]:
         """Check that the servers that are up have the model, and find out which sampling options they accept.
+
+        A replica that is down is set aside, as long as another is up.
 
         Args:
             options: `temperature`, `top_p`, `top_k`, `max_tokens`; those that are None are not sent. Kept in
@@ -160,7 +162,11 @@ class Endpoint:
         self.options = {name: value for name, value in options.items() if value is not None}
         refused: list[str] = []
         for replica, models in zip(self.replicas, await self.reach(), strict=True):
-            if models is not None:
+            if isinstance(models, Failed):
+                replica.failures, replica.pause = FAILURES_IN_A_ROW, self.backoff
+                replica.aside_until = time.monotonic() + self.backoff
+                self.say(f"{replica.url}: does not answer ({models}); set aside, and tried again later")
+            else:
                 await self._probe(replica, models, refused)
         return refused
 
@@ -259,25 +265,44 @@ class Endpoint:
         try:
             answer = await self._ask(replica.client, messages, options, seed)
         except Failed as error:
-            replica.failures += 1
-            self._failures += 1
-            self._failing_since = self._failing_since or time.monotonic()
-            aside = error.retry_after
-            if replica.failures >= FAILURES_IN_A_ROW:
-                aside = max(aside, min(60.0, self.backoff * 2 ** (replica.failures - FAILURES_IN_A_ROW)))
-            replica.aside_until = max(replica.aside_until, time.monotonic() + aside)
+            self._note_failure(replica, error)
+            raise
+        except Refused:
+            self._note_answer(replica)  # an answer too: the server is well
             raise
         finally:
             replica.in_flight -= 1
-        replica.failures = self._failures = 0
-        self._failing_since = None
+        self._note_answer(replica)
         return answer
+
+    def _note_failure(self, replica: Replica, error: Failed) -> None:
+        now = time.monotonic()
+        replica.failures += 1
+        self._failures += 1
+        self._failing_since = self._failing_since or now
+        self._reason = str(error)
+        replica.aside_until = max(replica.aside_until, now + error.retry_after)
+        if replica.failures < FAILURES_IN_A_ROW or now < replica.aside_until:
+            return
+        # Requests that were under way together count as one outage; each try that fails after it doubles the wait.
+        if replica.pause == 0.0:
+            self.say(f"{replica.url}: failed {replica.failures} times ({error}); set aside, and tried again later")
+        replica.pause = min(60.0, 2 * replica.pause or self.backoff)
+        replica.aside_until = now + replica.pause
+
+    def _note_answer(self, replica: Replica) -> None:
+        if replica.pause > 0.0:
+            self.say(f"{replica.url}: answers again")
+        replica.failures, replica.pause = 0, 0.0
+        self._failures, self._failing_since = 0, None
 
     async def _free_replica(self) -> Replica:
         while True:
             now = time.monotonic()
             if ready := [replica for replica in self.replicas if replica.ready(now)]:
                 return min(ready, key=lambda replica: replica.in_flight)
+            if self._lost():
+                raise Failed(self._reason)
             await asyncio.sleep(min(0.1, self.backoff))
 
     async def _ask(

@@ -51,7 +51,7 @@ def pairs(tmp_path):
 
 
 def arguments(pairs, output, *urls, **options) -> GenerateArguments:
-    values = {"model": "tiny", "samples": 2, "concurrency": 8, "backoff": 0.01, "timeout": 20.0, "patience": 20.0}
+    values = {"model": "tiny", "samples": 2, "concurrency": 8, "backoff": 0.01, "timeout": 120.0, "patience": 60.0}
     return GenerateArguments(
         **{"pairs": str(pairs), "output": str(output), "base_url": list(urls), **values, **options}
     )
