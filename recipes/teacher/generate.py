@@ -114,9 +114,9 @@ def generate(arguments: GenerateArguments) -> Path:
     if arguments.backend == "endpoint" and not output.is_file():
         asyncio.run(reach(arguments))  # first of all: what follows can take minutes for a large journal
     plan = make_plan(arguments)
+    settings = common_settings(arguments)
     journal = Journal(journal_path, overwrite=arguments.overwrite)
     try:
-        settings = common_settings(arguments)
         if journal.settings is not None:
             refuse_changes(journal.path, {**journal.settings, "refused": None}, {**settings, "refused": None})
         plan.refuse_changed_prompts(journal.done, journal.path)
@@ -223,9 +223,7 @@ def _finish(arguments: GenerateArguments, plan: Plan, journal: Journal, output: 
             f"{perspective:>20}: {numbers['completions']:,} completions, {numbers['with_label']:.1%} with a label, "
             f"{numbers['mean_tokens']} tokens on average{'; without: ' + reasons if reasons else ''}"
         )
-    if arguments.samples > 1 and all(
-        numbers["distinct_samples"] <= 1 / arguments.samples for numbers in counts.values()
-    ):
+    if arguments.samples > 1 and completions.groupby(["pair_id", "perspective"])["text"].nunique().max() == 1:
         print("all samples of a prompt are the same: the server seems to ignore the temperature")
     print(f"wrote {output} ({len(completions):,} completions) and {report_path.name}")
     if missing:

@@ -39,7 +39,7 @@ class Journal:
 
         Args:
             path: The file; it need not exist.
-            overwrite: Begin again, whatever is in it.
+            overwrite: Begin again, whatever is in it; that is thrown away by `begin`, not before.
 
         Raises:
             UserError: It cannot be written to, another process is writing to it, or it is not a journal.
@@ -54,9 +54,8 @@ class Journal:
         except OSError as error:
             raise UserError(f"{self.path}: cannot be written to ({error.strerror}). Choose another output.") from None
         self._lock()
-        if overwrite:
-            os.ftruncate(self._file, 0)
-        self._read()
+        if not overwrite:
+            self._read()
         self._synced = time.monotonic()
 
     def _lock(self) -> None:
@@ -101,6 +100,7 @@ class Journal:
     def begin(self, settings: Mapping[str, Any]) -> None:
         """Write the settings of a run, once, before its first completion."""
         self.settings = dict(settings)
+        os.ftruncate(self._file, 0)
         self._write(_encode({"format": FORMAT, "settings": self.settings}))
         self.sync()
         folder = os.open(self.path.parent, os.O_RDONLY)

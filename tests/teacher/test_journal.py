@@ -107,6 +107,15 @@ def test_overwrite_begins_again(tmp_path):
     journal = Journal(tmp_path / "j", overwrite=True)
     assert not journal.done
     assert journal.settings is None
+    journal.close()
+    # Nothing is thrown away before there is something to put in its place.
+    journal = Journal(tmp_path / "j")
+    assert len(journal.done) == 1
+    journal.close()
+    journal = Journal(tmp_path / "j", overwrite=True)
+    journal.begin(SETTINGS)
+    journal.close()
+    assert not Journal(tmp_path / "j").done
 
 
 def test_changed_settings_are_named(tmp_path):
