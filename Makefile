@@ -17,11 +17,13 @@ demo esci: export MALLOC_TRIM_THRESHOLD_ := 20000000000
 demo: .venv/demo  ## Train, evaluate, save and reload LRKD students on the embedded marketplace (10 minutes, 2 cores)
 	.venv/bin/python -m recipes.demo
 
-esci: .venv/demo  ## Compare students on real pairs: make esci ESCI=FOLDER with pairs.parquet and completions.parquet
+esci: .venv/demo  ## Measure a teacher, compare students on real pairs: make esci ESCI=FOLDER with pairs.parquet and completions.parquet
 	@test -f "$(ESCI)/pairs.parquet" -a -f "$(ESCI)/completions.parquet" || \
 		{ echo "make esci ESCI=FOLDER: a folder with pairs.parquet and completions.parquet"; exit 2; }
 	.venv/bin/python -m recipes.data.prepare --config recipes/configs/data/esci_local.yaml \
 		--source "$(ESCI)/pairs.parquet" --output runs/esci/pairs
+	.venv/bin/python -m recipes.teacher.evaluate --config recipes/configs/teacher/evaluate_esci.yaml \
+		--completions "$(ESCI)/completions.parquet" --output runs/esci/teacher
 	.venv/bin/python -m recipes.rationales.build --pairs runs/esci/pairs \
 		--completions "$(ESCI)/completions.parquet" --output runs/esci/rationales.parquet
 	.venv/bin/python -m recipes.rationales.embed --encoder minilm --max_length 256 \

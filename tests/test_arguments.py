@@ -124,7 +124,9 @@ def test_a_user_error_is_one_line_and_other_errors_are_not_hidden(capsys):
         run(defect)
 
 
-@pytest.mark.parametrize("verb", ["recipes.data.prepare", "recipes.rationales.build", "recipes.rationales.embed"])
+@pytest.mark.parametrize(
+    "verb", ["recipes.data.prepare", "recipes.rationales.build", "recipes.rationales.embed", "recipes.teacher.evaluate"]
+)
 def test_help_needs_no_heavy_import(verb):
     command = [sys.executable, "-X", "importtime", "-m", verb, "--help"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)

@@ -15,6 +15,7 @@ from recipes.rationales.build import BuildArguments
 from recipes.rationales.embed import EmbedArguments
 from recipes.student.bench import BenchArguments, plan
 from recipes.student.distill import DistillArguments
+from recipes.teacher.evaluate import EvaluateArguments
 from recipes.teacher.generate import GenerateArguments
 
 ROOT = Path(__file__).parents[1]
@@ -32,6 +33,7 @@ VERBS = {
     "student/esci_minilm.yaml": DistillArguments,
     "student/esci_tune.yaml": BenchArguments,
     "student/paper_esci.yaml": DistillArguments,
+    "teacher/evaluate_esci.yaml": EvaluateArguments,
     "teacher/generate_qwen3_14b.yaml": GenerateArguments,
     "teacher/generate_qwen3_small.yaml": GenerateArguments,
     "teacher/generate_tuned.yaml": GenerateArguments,
@@ -39,9 +41,10 @@ VERBS = {
     "tiny/bench.yaml": BenchArguments,
     "tiny/embed.yaml": EmbedArguments,
     "tiny/evaluate.yaml": RunArguments,
-    "tiny/generate.yaml": GenerateArguments,
     "tiny/rationales.yaml": BuildArguments,
     "tiny/student.yaml": DistillArguments,
+    "tiny/teacher_evaluate.yaml": EvaluateArguments,
+    "tiny/teacher_generate.yaml": GenerateArguments,
 }
 # What a recipe may leave to the command line.
 GIVEN_LATER = {"source": ["x"], "completions": ["x"], **dict.fromkeys(("output", "model", "pairs", "rationales"), "x")}
@@ -85,6 +88,7 @@ def test_the_tiny_recipes_run(tmp_path):
     for command in (
         "recipes.data.bazaar --config recipes/configs/tiny/bazaar.yaml --output runs/tiny/bazaar",
         "recipes.teacher.scripted --pairs runs/tiny/bazaar --output runs/tiny/completions.parquet",
+        "recipes.teacher.evaluate --config recipes/configs/tiny/teacher_evaluate.yaml",
         "recipes.rationales.build --config recipes/configs/tiny/rationales.yaml",
         "recipes.rationales.embed --config recipes/configs/tiny/embed.yaml",
         "recipes.student.distill --config recipes/configs/tiny/student.yaml",
@@ -96,5 +100,10 @@ def test_the_tiny_recipes_run(tmp_path):
         )
         assert result.returncode == 0, f"{command}\n{result.stderr[-3000:]}"
     assert "lrkd-gat" in result.stdout
-    for written in ("student/model.safetensors", "evaluation/metrics.json", "bench/comparison/plot.png"):
+    for written in (
+        "student/model.safetensors",
+        "evaluation/metrics.json",
+        "bench/comparison/plot.png",
+        "teacher_evaluation/metrics.json",
+    ):
         assert (tmp_path / "runs" / "tiny" / written).is_file()

@@ -101,13 +101,18 @@ def bootstrap(statistics: QueryStatistics, draws: int, seed: int) -> Iterator[ND
 
     Every run sees the same draws, so differences between runs are paired.
     """
+    for times_taken in draw_queries(len(statistics.gold), draws, seed):
+        yield metrics_of_draws(times_taken, statistics)
+
+
+def draw_queries(queries: int, draws: int, seed: int) -> Iterator[NDArray[np.float64]]:
+    """Draw queries with replacement and yield how often each was taken `(some draws, queries)`, `draws` in all."""
     generator = np.random.default_rng(seed)
-    queries = len(statistics.gold)
     for start in range(0, draws, DRAWS_AT_ONCE):
         size = min(DRAWS_AT_ONCE, draws - start)
         taken = generator.integers(queries, size=(size, queries)) + queries * np.arange(size)[:, None]
         times_taken = np.bincount(taken.ravel(), minlength=size * queries).reshape(size, queries)
-        yield metrics_of_draws(times_taken.astype(np.float64), statistics)
+        yield times_taken.astype(np.float64)
 
 
 def interval(draws: NDArray[np.float64], level: float = 0.95) -> tuple[float, float]:

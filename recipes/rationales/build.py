@@ -110,9 +110,8 @@ def read_completions(files: list[str], labels: LabelSchema) -> pd.DataFrame:
     for file in files:
         frame = read(file, COMPLETIONS)
         frame["predicted_label"] = labels.canonical_column(frame["predicted_label"].astype(object), file)
-        frames.append(
-            frame[["pair_id", "perspective", "sample_index", "rationale", "predicted_label"]].assign(file=file)
-        )
+        columns = ["pair_id", "perspective", "sample_index", "rationale", "predicted_label", "parse_error"]
+        frames.append(frame.reindex(columns=columns).assign(file=file))
     completions = pd.concat(frames, ignore_index=True)
     repeated = completions.duplicated(list(COMPLETIONS.key))
     if repeated.any():

@@ -59,14 +59,14 @@ class Case:
 @dataclass
 class _RulesFile:
     labels: str
-    rules: list[dict[str, Any]]
+    rules: list[Any]
 
 
 @dataclass
 class _ExamplesFile:
     labels: str
     default_locale: str
-    cases: list[dict[str, Any]]
+    cases: list[Any]
 
 
 class _UniqueKeys(yaml.SafeLoader):
