@@ -13,12 +13,12 @@ CHAT_TEMPLATE = """\
 {{ message.content }}<|im_end|>
 {% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
 {% endif %}"""
-LINES = [
-    'The title names the product itself, as the query asks. {"label": "Exact"}',
-    'The query asks for wireless earbuds; the product is a case. {"label": "Complement"}',
-    'Another brand, the same use: a shopper might take it instead. {"label": "Substitute"}',
-    'Nothing of what was asked is offered. {"label": "Irrelevant"}',
-]
+RECIPES = Path(__file__).parents[1] / "recipes"
+
+
+def lines() -> list[str]:
+    """Texts to learn the merges from: the prompts' own, which so become short."""
+    return [path.read_text() for path in (*RECIPES.glob("prompts/*.jinja"), *RECIPES.glob("labels/*.yaml"))]
 
 
 def tiny_chat_tokenizer(
@@ -30,8 +30,8 @@ def tiny_chat_tokenizer(
     tokenizer.decoder = decoders.ByteLevel()
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=special, initial_alphabet=alphabet)
-    tokenizer.train_from_iterator(LINES, trainer)
+    trainer = trainers.BpeTrainer(vocab_size=1500, special_tokens=special, initial_alphabet=alphabet)
+    tokenizer.train_from_iterator(lines(), trainer)
     tokenizer.add_tokens(["<think>", "</think>"])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token=pad_token, chat_template=chat_template
@@ -66,6 +66,8 @@ def save_tiny_adapter(base: Path, folder: Path, seed: int = 1) -> Path:
     from peft import LoraConfig, get_peft_model
 
     torch.manual_seed(seed)
-    config = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)
+    # By name, as adapters of real sizes have it (peft writes `all-linear` of a few layers out layer by layer).
+    modules = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    config = LoraConfig(r=4, target_modules=modules, task_type="CAUSAL_LM", init_lora_weights=False)
     get_peft_model(Qwen3ForCausalLM.from_pretrained(base), config).save_pretrained(folder)
     return folder

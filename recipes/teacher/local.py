@@ -10,6 +10,7 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HFValidationError
 
 from recipes.arguments import UserError
+from recipes.minilm import public_name
 from recipes.rationales.embed import folder_hash
 from recipes.teacher.endpoint import Answer, Messages
 
@@ -172,6 +173,8 @@ def load_adapter(model: PreTrainedModel, name: str, adapter: str) -> PreTrainedM
             f"adapter: {adapter!r} does not fit the base model {name!r}: {len(wrong)} of its {len(saved)} weights have "
             f"no such place there, e.g. {wrong[0]}. It was trained on {base!r}: pass that as --model."
         )
+    if public_name(base or name) != public_name(name):
+        print(f"{adapter}: it says that it was trained on {base!r}; its weights fit {name!r} too")
     return adapted
 
 
