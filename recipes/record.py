@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -28,6 +29,7 @@ def environment() -> dict[str, Any]:
     }
 
 
+@functools.cache  # the code that runs does not change while it runs, and git takes its time
 def _commit() -> str | None:
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
