@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -37,6 +38,7 @@ def _cpu() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
+@functools.cache  # the code that runs does not change while it runs, and git takes its time
 def code_commit() -> str | None:
     """Return the commit of this checkout, with `-dirty` if it was changed; None outside of git."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]

@@ -19,6 +19,7 @@ from recipes.rationales.embed import EmbedArguments
 from recipes.student.bench import BenchArguments, plan
 from recipes.student.distill import DistillArguments
 from recipes.teacher.evaluate import EvaluateArguments
+from recipes.teacher.generate import GenerateArguments
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "recipes" / "configs"
@@ -40,6 +41,9 @@ VERBS = {
     "student/esci_tune.yaml": BenchArguments,
     "student/paper_esci.yaml": DistillArguments,
     "teacher/evaluate_esci.yaml": EvaluateArguments,
+    "teacher/generate_qwen3_14b.yaml": GenerateArguments,
+    "teacher/generate_qwen3_small.yaml": GenerateArguments,
+    "teacher/generate_tuned.yaml": GenerateArguments,
     "tiny/bazaar.yaml": BazaarArguments,
     "tiny/bench.yaml": BenchArguments,
     "tiny/dataset.yaml": PackageArguments,
@@ -48,6 +52,7 @@ VERBS = {
     "tiny/rationales.yaml": BuildArguments,
     "tiny/student.yaml": DistillArguments,
     "tiny/teacher_evaluate.yaml": EvaluateArguments,
+    "tiny/teacher_generate.yaml": GenerateArguments,
 }
 # What a recipe may leave to the command line.
 GIVEN_LATER = {
@@ -80,6 +85,12 @@ def test_the_paper_recipe_has_the_papers_values():
     recipe = read_yaml(DistillArguments, CONFIGS / "student" / "paper_esci.yaml")
     paper = {"batch_size": 256, "learning_rate": 2e-6, "epochs": 5, "max_length": 128, "guidance_weight": 0.1}
     assert {name: float(recipe[name]) for name in paper} == paper
+
+
+def test_the_paper_teacher_samples_as_the_paper_does():
+    recipe = read_yaml(GenerateArguments, CONFIGS / "teacher" / "generate_qwen3_14b.yaml")
+    paper = {"model": "Qwen/Qwen3-14B", "samples": 5, "temperature": 0.7, "top_p": 0.99, "top_k": 50}
+    assert {name: recipe[name] for name in paper} == paper
 
 
 def test_the_tiny_recipes_run(tmp_path):
