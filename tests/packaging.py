@@ -11,12 +11,7 @@ from pathlib import Path
 
 import yaml
 
-from recipes.evaluate.run import RunArguments, evaluate
 from recipes.record import environment, sha256
-from recipes.schemas import PAIRS, write
-from recipes.student.distill import DistillArguments, distill
-from tests.student.conftest import make_pairs
-from tests.tiny import save_tiny_encoder, tiny_tokenizer
 
 STATEMENT = {
     "authors": ["A. Shopkeeper"],
@@ -43,6 +38,12 @@ def write_statement(path: Path, **changes: object) -> Path:
 
 def make_student(folder: Path) -> Path:
     """Train and evaluate in `folder`: `student/`, `student/evaluation-test/`, `facts.yaml`."""
+    # Not at the top: most of what uses this module needs no torch.
+    from recipes.schemas import PAIRS, write
+    from recipes.student.distill import DistillArguments, distill
+    from tests.student.conftest import make_pairs
+    from tests.tiny import save_tiny_encoder
+
     for split, rows in (("train", 32), ("validation", 12), ("test", 48)):
         write(make_pairs(rows, split), folder / "pairs" / f"{split}.parquet", PAIRS)
     save_tiny_encoder(folder / "encoder")
@@ -69,6 +70,8 @@ def make_student(folder: Path) -> Path:
 
 
 def score(folder: Path) -> None:
+    from recipes.evaluate.run import RunArguments, evaluate
+
     evaluate(
         RunArguments(
             model=str(folder / "student"),
@@ -89,6 +92,8 @@ def make_adapter(folder: Path) -> Path:
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    from tests.tiny import tiny_tokenizer
 
     torch.manual_seed(0)
     tokenizer = tiny_tokenizer()

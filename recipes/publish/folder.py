@@ -168,6 +168,8 @@ def write_package(output: Path, files: Files, record: Mapping[str, Any]) -> Path
     check_output(output)
     new, old = (output.with_name(f".{output.name}.{state}") for state in ("packaging", "replaced"))
     shutil.rmtree(new, ignore_errors=True)
+    for unfinished in output.parent.glob(f".{sidecar(output).name}.*.tmp"):  # write_json's
+        unfinished.unlink()
     try:
         for name, content in files.items():
             target = new / name

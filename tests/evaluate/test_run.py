@@ -93,6 +93,24 @@ def test_the_verb_writes_predictions_metrics_and_a_picture(evaluate, checkpoint,
     assert max(map(len, shown.split("\nWrote")[0].splitlines())) <= 80
 
 
+def test_intervals_are_those_of_compare_and_the_weights_are_named(evaluate, checkpoint, pairs_folder, tmp_path, schema):
+    from recipes.evaluate.compare import compare
+    from recipes.evaluate.runs import list_runs
+    from recipes.record import sha256
+
+    evaluate(model=checkpoint, pairs=pairs_folder, output=tmp_path)
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert metrics["facts"]["weights_sha256"] == sha256(checkpoint / "model.safetensors")
+    assert metrics["facts"]["environment"]["cpu"]
+    found = metrics["intervals"]
+    runs = list_runs([f"one={tmp_path}", f"two={tmp_path}"], None)
+    slices = compare(runs, "one", schema, found["draws"], found["seed"])["slices"]
+    for name, intervals in (("overall", found["overall"]), *found["locales"].items()):
+        expected = slices[name]["systems"]["one"]["metrics"]
+        assert intervals == {metric: pytest.approx(list(expected[metric]["interval"])) for metric in expected}
+    assert set(found["locales"]) == {"us", "es"}
+
+
 def test_the_seed_is_taken_from_the_training_record(
     evaluate, checkpoint, pairs_folder, tmp_path, build_checkpoint, schema
 ):

@@ -1,11 +1,9 @@
 import json
-import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -303,39 +301,35 @@ def test_killed_at_any_moment_nothing_is_half_made(workspace):
     edit_json(workspace / "student" / "config.json", lambda it: it.update(architectures=["Newer"]))
     second = {name: c if isinstance(c, bytes) else c.read_bytes() for name, c in collect(options(workspace)).items()}
     assert first != second
-    # Slow down every step of the writing, so that the kills fall between them.
-    slow = """
-import pathlib, shutil, sys, time
+    # Each step of the writing asks whether it is the one before which the process dies.
+    fragile = """
+import itertools, os, pathlib, shutil, signal, sys
+last, steps = int(sys.argv.pop(1)), itertools.count(1)
 for where, name in ((shutil, "copyfile"), (pathlib.Path, "replace"), (pathlib.Path, "write_bytes")):
-    def slowly(*args, call=getattr(where, name), **kwargs):
-        print("step", flush=True)
-        time.sleep(0.1)
+    def step(*args, call=getattr(where, name), **kwargs):
+        if next(steps) == last:
+            os.kill(os.getpid(), signal.SIGKILL)
         return call(*args, **kwargs)
-    setattr(where, name, slowly)
+    setattr(where, name, step)
 from recipes.publish.package import main
 main()
 """
     given = vars(options(workspace))
     flags = [f"--{name}={given[name]}" for name in ("kind", "source", "evaluation", "facts", "repo_id", "output")]
     output = workspace / "publish" / "student"
-    seen = set()
-    # While copying; before the old folder is moved away; before the new one takes its place; and there once more.
-    for steps in (1, len(second) + 1, len(second) + 3, len(second) + 2):
-        process = subprocess.Popen(
-            [sys.executable, "-c", slow, *flags], cwd=ROOT, stdout=subprocess.PIPE, text=True, env={**os.environ}
-        )
-        for _ in range(steps):
-            assert process.stdout.readline() == "step\n"
-        time.sleep(0.02)
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
+    seen = []
+    # Before the first file; before the old folder is moved away; before the new one takes its place; and, that place
+    # being empty now, before the record.
+    for last in (1, len(second) + 1, len(second) + 3, len(second) + 1):
+        result = subprocess.run([sys.executable, "-c", fragile, str(last), *flags], cwd=ROOT, check=False)
+        assert result.returncode == -signal.SIGKILL
         found = tree(output) if output.exists() else None
         assert found in (None, first, second)
-        seen.add("none" if found is None else "old" if found == first else "new")
+        seen.append("none" if found is None else "old" if found == first else "new")
         if found is not None:
             digests = json.loads((output.parent / "student.package.json").read_text())["files"]
             assert digests == {name: sha256(output / name) for name in sorted(found)}
-    assert seen == {"old", "none"}
+    assert seen == ["old", "old", "none", "none"]
     package(options(workspace))
     assert tree(output) == second
     assert sorted(path.name for path in output.parent.iterdir()) == ["student", "student.package.json"]
