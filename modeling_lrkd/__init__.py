@@ -5,6 +5,7 @@ Importing this package registers the models with transformers' Auto classes. A p
 """
 
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
+from transformers.pipelines import PIPELINE_REGISTRY
 
 from .configuration_lrkd import LRKDConfig
 from .modeling_lrkd import (
@@ -14,11 +15,15 @@ from .modeling_lrkd import (
     LRKDPreTrainedModel,
     LRKDSequenceClassifierOutput,
 )
+from .pipeline_lrkd import LRKDRelevancePipeline
 
 # With a pip install: `AutoModel.from_pretrained(folder)` needs no remote code.
 AutoConfig.register(LRKDConfig.model_type, LRKDConfig)
 AutoModel.register(LRKDConfig, LRKDModel)
 AutoModelForSequenceClassification.register(LRKDConfig, LRKDForSequenceClassification)
+PIPELINE_REGISTRY.register_pipeline(
+    "lrkd-relevance", LRKDRelevancePipeline, pt_model=AutoModelForSequenceClassification, type="text"
+)
 
 # On saving: the code travels with the weights.
 LRKDConfig.register_for_auto_class()
@@ -31,5 +36,6 @@ __all__ = [
     "LRKDModel",
     "LRKDModelOutput",
     "LRKDPreTrainedModel",
+    "LRKDRelevancePipeline",
     "LRKDSequenceClassifierOutput",
 ]

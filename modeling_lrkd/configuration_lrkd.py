@@ -13,6 +13,12 @@ GUIDANCE_LOSSES = ("mse", "cosine", "infonce")
 GUIDANCE_REDUCTIONS = ("sum", "mean")
 
 
+def custom_pipelines() -> dict[str, dict[str, Any]]:
+    """Return what config.json says of the task `lrkd-relevance`; transformers changes the dict that it reads."""
+    pt_classes = ["AutoModelForSequenceClassification"]
+    return {"lrkd-relevance": {"impl": "pipeline_lrkd.LRKDRelevancePipeline", "pt": pt_classes, "type": "text"}}
+
+
 class LRKDConfig(PretrainedConfig):
     r"""Configuration of a cross-encoder with a latent reasoning extractor (arXiv 2601.21611, section 3.3).
 
@@ -38,10 +44,17 @@ class LRKDConfig(PretrainedConfig):
             to the letter; `mean` is `torch.nn.MSELoss`, reasoning_dim times smaller. The batch is always averaged.
         guidance_temperature: Temperature of `infonce`.
         classifier_dropout: Dropout on the fused vector before the classifier.
-        label_gains: Gain of each class, in the order of the logits; the expected gain ranks products.
-        temperature: Divides the logits before the softmax when calibrated probabilities are asked for.
-            `forward` returns the logits as they are.
-        tier_thresholds: Ascending scores that separate tiers 0, 1, 2...
+        label_gains: Gain of each class, in the order of the logits. Products are ranked by the expected gain,
+            Σ P(c)·gain(c); the task `lrkd-relevance` and `ranking_view` need them, nothing else does.
+        temperature: Divides the logits before the softmax where probabilities are served: `lrkd-relevance` and
+            `ranking_view`. Otherwise `forward` returns the logits as they are.
+        tier_thresholds: Ascending expected gains that separate tiers 0, 1, 2...: the tier of a score is the number
+            of thresholds at or below it. None: no tiers.
+        ranking_view: True: the model shows a single output, so that tools that rank by one score can use it:
+            `num_labels` is 1 and the logits are `(batch, 1)`, the log-odds of the expected gain, of which the
+            sigmoid is the expected gain. (Gains that leave [0, 1] are first scaled into it.) Classes, weights and
+            losses stay as they are, so any checkpoint loads either way: `CrossEncoder(folder,
+            trust_remote_code=True, config_kwargs={"ranking_view": True}).rank(query, titles)`.
         kwargs: As in `PretrainedConfig`; `id2label` or `num_labels` set the classes.
 
     Raises:
@@ -51,6 +64,9 @@ class LRKDConfig(PretrainedConfig):
     >>> config = LRKDConfig(extractor_type="gat", id2label={0: "Exact", 1: "Irrelevant"}, reasoning_dim=384)
     >>> config.hidden_size, config.num_labels
     (768, 2)
+    >>> view = LRKDConfig(id2label={0: "Exact", 1: "Irrelevant"}, label_gains=[1.0, 0.0], ranking_view=True)
+    >>> view.num_labels, len(view.id2label)
+    (1, 2)
     """
 
     model_type = "lrkd"
@@ -86,6 +102,7 @@ class LRKDConfig(PretrainedConfig):
         label_gains: list[float] | None = None,
         temperature: float = 1.0,
         tier_thresholds: list[float] | None = None,
+        ranking_view: bool = False,
         **kwargs: Any,
     ) -> None:
         if encoder_config is None:
@@ -112,13 +129,44 @@ class LRKDConfig(PretrainedConfig):
         self.guidance_temperature = _positive("guidance_temperature", guidance_temperature)
         self.classifier_dropout = classifier_dropout
         self.label_gains = label_gains
-        self.temperature = _positive("temperature", temperature)
         self.tier_thresholds = tier_thresholds
+        self.ranking_view = ranking_view
+        if not __name__.startswith("transformers_modules."):
+            # Not remote code but an installed package, which registers the task itself: `pipeline` need not fetch it.
+            kwargs.pop("custom_pipelines", None)
         super().__init__(**kwargs)
-        if label_gains is not None and len(label_gains) != self.num_labels:
-            raise ValueError(f"label_gains: expected {self.num_labels} gains, one a label, got {len(label_gains)}.")
+        self.temperature = _positive("temperature", temperature)  # transformers 4.57 sets it to 1.0 just before
+        if label_gains is not None and len(label_gains) != len(self.id2label):
+            raise ValueError(f"label_gains: expected {len(self.id2label)} gains, one a label, got {len(label_gains)}.")
         if tier_thresholds is not None and list(tier_thresholds) != sorted(tier_thresholds):
             raise ValueError(f"tier_thresholds: expected ascending scores, got {tier_thresholds}.")
+
+    @property
+    def num_labels(self) -> int:
+        """Outputs of the classifier: the number of classes, or 1 with `ranking_view`."""
+        return 1 if self.ranking_view else len(self.id2label or ())
+
+    @num_labels.setter
+    def num_labels(self, value: int) -> None:
+        if not (self.ranking_view and value == 1):  # else the classes would be forgotten
+            PretrainedConfig.num_labels.fset(self, value)
+
+    def ranking_gains(self) -> list[float]:
+        """Return `label_gains`, or say why products cannot be ranked by them.
+
+        There is no rule for a model without gains: which of two classes is the better one, only its maker knows.
+
+        Raises:
+            ValueError: `label_gains` is not set, has another length than the classes, or is the same for every class.
+        """
+        names = [self.id2label[index] for index in range(len(self.id2label))]
+        if self.label_gains is None or len(self.label_gains) != len(names) or len(set(self.label_gains)) == 1:
+            raise ValueError(
+                f"label_gains: ranking needs one gain a class that tells the classes apart, in the order "
+                f"{', '.join(names)}; the configuration has {self.label_gains}. Set `model.config.label_gains`, or "
+                "`label_gains` in config.json, e.g. 1.0 for the best class and 0.0 for the worst."
+            )
+        return [float(gain) for gain in self.label_gains]
 
     @property
     def hidden_size(self) -> int:

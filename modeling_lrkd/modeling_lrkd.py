@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
@@ -13,8 +13,13 @@ from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.utils import ModelOutput
 
-from .configuration_lrkd import LRKDConfig
+from .configuration_lrkd import LRKDConfig, custom_pipelines
 from .extractors_lrkd import GATExtractor, MLPExtractor, PolyExtractor, mean_weights, weighted_sum
+
+if TYPE_CHECKING:
+    # Nothing here needs it, but transformers finds the files that belong together by their import lines: with this
+    # one, the file of the task `lrkd-relevance` is saved and fetched with this file, and not imported before its time.
+    from .pipeline_lrkd import LRKDRelevancePipeline  # noqa: F401
 
 # save_pretrained records only the class being saved; a folder is to load through either.
 AUTO_MAP = {
@@ -52,7 +57,8 @@ class LRKDSequenceClassifierOutput(ModelOutput):
 
     Attributes:
         loss: Eq. 9, scalar; of what is given: labels, embeddings, or both.
-        logits: z of eq. 7, before the softmax, `(batch, labels)`.
+        logits: z of eq. 7, before the softmax, `(batch, labels)`; with `ranking_view`, the log-odds of the expected
+            gain, `(batch, 1)`, float32.
         latent_reasoning: r_qp, `(batch, latent)`; None for `extractor_type="none"`.
         projected_reasoning: r_qp in the space of the chain-of-thought embeddings, `(batch, reasoning_dim)`.
         classification_loss: Eq. 7, scalar; None without labels.
@@ -110,6 +116,7 @@ class LRKDPreTrainedModel(PreTrainedModel):
     def save_pretrained(self, save_directory: str, *args: Any, **kwargs: Any) -> None:
         """Save weights (safetensors), configuration and the code that loads them without this package installed."""
         self.config.auto_map = dict(AUTO_MAP)
+        self.config.custom_pipelines = custom_pipelines()
         super().save_pretrained(save_directory, *args, **kwargs)
 
     @classmethod
@@ -259,7 +266,9 @@ class LRKDForSequenceClassification(LRKDModel):
         if config.extractor_type in ("mlp", "poly", "gat"):
             fused_size += config.latent_dim if config.fuse == "raw" else config.reasoning_dim
         self.dropout = nn.Dropout(config.classifier_dropout)
-        self.classifier = nn.Linear(fused_size, config.num_labels)
+        self.classifier = nn.Linear(fused_size, len(config.id2label))
+        if config.ranking_view:
+            config.ranking_gains()  # a missing gain is an error now, not at the first product
         self.post_init()
 
     @classmethod
@@ -351,7 +360,7 @@ class LRKDForSequenceClassification(LRKDModel):
             guidance_loss = self._guidance(features.projected_reasoning, cot_embeddings, cot_mask)
         output = LRKDSequenceClassifierOutput(
             loss=_total(classification_loss, guidance_loss, self.config.guidance_weight),
-            logits=logits,
+            logits=self._ranking_logits(logits) if self.config.ranking_view else logits,
             latent_reasoning=features.latent_reasoning,
             projected_reasoning=features.projected_reasoning,
             classification_loss=classification_loss,
@@ -360,6 +369,19 @@ class LRKDForSequenceClassification(LRKDModel):
             attentions=features.attentions,
         )
         return output.to_tuple() if return_dict is False else output
+
+    def _ranking_logits(self, logits: Tensor) -> Tensor:
+        """Log-odds of the expected gain, log(Σ P·g / Σ P·(1 - g)), `(batch, labels)` to `(batch, 1)`.
+
+        In the log domain: as long as the logits are finite so is the result, however sure the model is.
+        """
+        gains = torch.tensor(self.config.ranking_gains(), dtype=torch.float32, device=logits.device)
+        if gains.min() < 0 or gains.max() > 1:
+            gains = (gains - gains.min()) / (gains.max() - gains.min())
+        log_probabilities = F.log_softmax(logits.float() / self.config.temperature, dim=1)
+        gained = torch.logsumexp(log_probabilities + gains.log(), dim=1, keepdim=True)
+        missed = torch.logsumexp(log_probabilities + (1 - gains).log(), dim=1, keepdim=True)
+        return gained - missed
 
     def _fuse(self, features: Any) -> Tensor:
         """h_fuse of section 3.3.2, `(batch, hidden + latent)`."""
