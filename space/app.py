@@ -4,8 +4,8 @@ python space/app.py --model runs/demo/students/lrkd-gat-0          (make space)
 python space/app.py --model owner/name owner/other-name            several: the page lets the visitor choose
 LRKD_MODELS=owner/name@revision python space/app.py                as on the Hub, where space.json may name them too
 
-It needs the Hub or a folder with a model, and what requirements.txt names. LRKD_MCP=1 offers `score` and `rank` as tools
-over MCP (needs gradio[mcp]).
+It needs the Hub or a folder with a model, and what requirements.txt names. LRKD_MCP=1 offers `score` and `rank` as
+tools over MCP (needs gradio[mcp]).
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def _timed(
     started = time.perf_counter()
     try:
         ranking = relevance({"query": query, "products": products}, batch_size=BATCH_SIZE)
-    except ValueError as error:  # the pipeline's word for what it cannot score
+    except (ValueError, RuntimeError) as error:  # what the pipeline refuses, and what the model cannot compute
         raise InputError(str(error)) from None
     return ranking, 1000 * (time.perf_counter() - started)
 
@@ -163,7 +163,7 @@ def build_demo(models: Any, source: str = "http://127.0.0.1:7860") -> Any:
     with gr.Blocks(title="LRKD: think broad, act fast", analytics_enabled=False, delete_cache=(3600, 3600)) as demo:
         with gr.Row(elem_classes="lr-top"):
             gr.HTML(views.header(), apply_default_css=False)
-            theme = gr.Button("Light / dark", size="sm", elem_id="theme", min_width=110, scale=0)
+            theme = gr.Button("Light / dark", size="sm", elem_id="theme", scale=0)
         model = gr.Radio(
             models.names, value=models.names[0], label="Model", visible=len(models.names) > 1, elem_id="model"
         )
@@ -181,6 +181,7 @@ def build_demo(models: Any, source: str = "http://127.0.0.1:7860") -> Any:
                     )
                     run = gr.Button("Score", variant="primary", elem_id="score")
                     with gr.Row(elem_classes="lr-examples"):
+                        gr.HTML(views.EXAMPLES, apply_default_css=False)
                         pairs = [gr.Button(pair["language"], size="sm", min_width=60) for pair in examples["pairs"]]
                 with gr.Column(min_width=280):
                     result = gr.HTML(views.empty_pair(first.labels), apply_default_css=False, elem_id="result")
@@ -191,11 +192,12 @@ def build_demo(models: Any, source: str = "http://127.0.0.1:7860") -> Any:
                             label="Query", placeholder="usb c charger 65w", max_lines=1, elem_id="many-query"
                         )
                         with gr.Row(elem_classes="lr-examples"):
+                            gr.HTML(views.EXAMPLES, apply_default_css=False)
                             lists = [gr.Button(many["language"], size="sm", min_width=60) for many in examples["lists"]]
                         upload = gr.File(
                             label="CSV with a title column (used instead of the text)",
                             file_types=[".csv", ".tsv", ".txt"],
-                            height=120,
+                            height=150,
                             elem_id="upload",
                         )
                     with gr.Column(min_width=280):
@@ -248,6 +250,12 @@ def appearance() -> dict[str, Any]:
         font=font,
         font_mono=["ui-monospace", "SFMono-Regular", "Menlo", "monospace"],
     ).set(
+        color_accent="#0f766e",
+        color_accent_soft_dark="#13302d",
+        checkbox_background_color_selected="#0f766e",
+        checkbox_background_color_selected_dark="#0d9488",
+        checkbox_border_color_selected="#0f766e",
+        checkbox_border_color_selected_dark="#2dd4bf",
         body_background_fill="#f7f9fa",
         body_background_fill_dark="#0d1417",
         block_background_fill="#ffffff",

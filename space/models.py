@@ -97,8 +97,7 @@ def load(name: str) -> Loaded:
         raise ModelError(f"{name}: could not be loaded. {str(error).splitlines()[0]}") from error
     relevance({"query": "warm up", "products": ["warm up"]})
     config = relevance.model.config
-    gains = config.label_gains or [-index for index in range(config.num_labels)]
-    order = sorted(range(config.num_labels), key=lambda index: -gains[index])
+    order = sorted(range(config.num_labels), key=lambda index: -config.label_gains[index])  # ties: the model's order
     return Loaded(
         relevance=relevance,
         labels=[config.id2label[index] for index in order],

@@ -28,9 +28,9 @@ class InputError(ValueError):
 
 
 def clean(text: str) -> str:
-    """Return `text` on one line, without characters that do not print, that no encoding knows, or that reorder it.
+    r"""Return `text` on one line, without characters that do not print, that no encoding knows, or that reorder it.
 
-    >>> clean(" a\\tred\\x00 shoe\\n\\ufeff")
+    >>> clean(" a\tred\x00 shoe\n\ufeff")
     'a red shoe'
     """
     text = " ".join(text.encode("utf-8", "replace").decode("utf-8").split())
@@ -134,11 +134,11 @@ def read_csv(path: str | Path) -> list[dict[str, Any]]:
     id_column = _find(names, ID_COLUMNS)
     products = []
     for number, row in numbered:
-        row += [""] * (len(names) - len(row))
-        product: dict[str, Any] = {"title": check_title(row[title_column], f"The title in line {number}")}
-        if id_column is not None and (product_id := clean(row[id_column])):
+        cells = [*row, *[""] * (len(names) - len(row))]  # a short row has empty cells at its end
+        product: dict[str, Any] = {"title": check_title(cells[title_column], f"The title in line {number}")}
+        if id_column is not None and (product_id := clean(cells[id_column])):
             product["product_id"] = product_id
-        product["columns"] = dict(zip(names, map(clean, row), strict=False))
+        product["columns"] = dict(zip(names, map(clean, cells), strict=False))
         products.append(product)
     return products
 

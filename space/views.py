@@ -17,6 +17,8 @@ PERSPECTIVES = {
     "unified": ("unified reasoning", "all perspectives in one"),
 }
 
+EXAMPLES = '<p class="lr-kicker">Examples</p>'
+
 Result = dict[str, Any]
 
 
