@@ -91,6 +91,7 @@ def build_demo(models: Any, source: str = "http://127.0.0.1:7860") -> Any:
         A `gradio.Blocks`; start it with `.launch(**appearance())`.
     """
     import gradio as gr
+
     import views
     from models import ModelError, is_local
     from products import MAX_PRODUCTS, InputError, check_titles, read_csv, read_paste, write_csv
@@ -180,7 +181,7 @@ def build_demo(models: Any, source: str = "http://127.0.0.1:7860") -> Any:
                         label="Product title", placeholder="Silicone case for earbuds", max_lines=4, elem_id="product"
                     )
                     run = gr.Button("Score", variant="primary", elem_id="score")
-                    with gr.Row(elem_classes="lr-examples"):
+                    with gr.Row(elem_classes="lr-examples", elem_id="pair-examples"):
                         gr.HTML(views.EXAMPLES, apply_default_css=False)
                         pairs = [gr.Button(pair["language"], size="sm", min_width=60) for pair in examples["pairs"]]
                 with gr.Column(min_width=280):
@@ -191,7 +192,7 @@ def build_demo(models: Any, source: str = "http://127.0.0.1:7860") -> Any:
                         many_query = gr.Textbox(
                             label="Query", placeholder="usb c charger 65w", max_lines=1, elem_id="many-query"
                         )
-                        with gr.Row(elem_classes="lr-examples"):
+                        with gr.Row(elem_classes="lr-examples", elem_id="list-examples"):
                             gr.HTML(views.EXAMPLES, apply_default_css=False)
                             lists = [gr.Button(many["language"], size="sm", min_width=60) for many in examples["lists"]]
                         upload = gr.File(

@@ -91,7 +91,8 @@ def address(students, tmp_path_factory):
     try:
         deadline = time.monotonic() + 240
         while "Running on" not in log.read_text():
-            assert server.poll() is None and time.monotonic() < deadline, log.read_text()
+            assert server.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
             time.sleep(0.2)
         yield f"http://127.0.0.1:{port}"
         assert "Traceback" not in log.read_text(), log.read_text()
