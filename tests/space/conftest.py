@@ -2,10 +2,6 @@
 
 import os
 import shutil
-import socket
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -15,23 +11,8 @@ from safetensors.torch import save_file
 from modeling_lrkd import LRKDForSequenceClassification
 from recipes.schemas import load_labels
 from recipes.student.saving import save_tokenizer
+from tests.space.visiting import chromium, serve
 from tests.tiny import save_tiny_encoder, tiny_tokenizer
-
-SPACE = Path(__file__).parents[2] / "space"
-# As on the Hub: the app's own folder, and neither the recipes nor the package.
-RUN_ALONE = """
-import runpy, sys
-
-class Refuse:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("modeling_lrkd", "recipes", "hub_cards"):
-            raise ImportError(f"the Space must do without {name}")
-
-sys.meta_path.insert(0, Refuse())
-sys.path.insert(0, ".")
-sys.argv = ["app.py", *sys.argv[1:]]
-runpy.run_path("app.py", run_name="__main__")
-"""
 
 
 def save_student(folder: Path, labels: str, **options: object) -> Path:
@@ -66,46 +47,14 @@ def students(tmp_path_factory):
 @pytest.fixture(scope="module")
 def address(students, tmp_path_factory):
     """The address of a Space that offers both students."""
-    folder = tmp_path_factory.mktemp("space")
-    shutil.copytree(SPACE, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    environment = {
-        **os.environ,
-        "LRKD_MODELS": ",".join(map(str, students)),
-        "HF_MODULES_CACHE": str(folder / "modules"),
-        "GRADIO_TEMP_DIR": str(folder / "gradio"),
-        "GRADIO_ANALYTICS_ENABLED": "False",
-    }
-    environment.pop("PYTHONPATH", None)
-    log = folder / "log.txt"
-    with log.open("w") as output:
-        server = subprocess.Popen(
-            [sys.executable, "-c", RUN_ALONE, "--port", str(port)],
-            cwd=folder,
-            env=environment,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-        )
-    try:
-        deadline = time.monotonic() + 240
-        while "Running on" not in log.read_text():
-            assert server.poll() is None, log.read_text()
-            assert time.monotonic() < deadline, log.read_text()
-            time.sleep(0.2)
-        yield f"http://127.0.0.1:{port}"
-        assert "Traceback" not in log.read_text(), log.read_text()
-    finally:
-        server.terminate()
-        server.wait(30)
+    with serve(students, tmp_path_factory.mktemp("space")) as address:
+        yield address
 
 
 @pytest.fixture(scope="module")
 def browser():
     """Debian's Chromium, or the one that LRKD_CHROMIUM names."""
-    program = shutil.which(os.environ.get("LRKD_CHROMIUM", "chromium"))
-    if program is None:
+    if (program := chromium()) is None:
         reason = "no Chromium: apt-get install chromium, or name one in LRKD_CHROMIUM"
         if os.environ.get("LRKD_BROWSER") == "required":
             pytest.fail(reason)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from models import ModelError, Models, choose, load
-from tests.space.conftest import SPACE
+from tests.space.visiting import SPACE
 
 NOWHERE = Path("nowhere.json")
 

@@ -8,12 +8,13 @@ from axe_playwright_python.sync_playwright import Axe
 from gradio_client import Client
 from gradio_client.exceptions import AppError
 
-from tests.space.conftest import SPACE
+from tests.space.visiting import SPACE
 
 PHONE = {"width": 390, "height": 844}
 DESKTOP = {"width": 1200, "height": 900}
-PATIENCE = 60_000  # ms; a loaded machine is slow, not wrong
+PATIENCE = 240_000  # ms; a loaded machine is slow, not wrong
 EVIL = '<img src=x onerror="window.hacked=1"> {{constructor}} ${window.hacked=1} [x](javascript:window.hacked=1)'
+IS_DARK = "document.body.classList.contains('dark')"
 LABELS = ["Exact", "Substitute", "Complement", "Irrelevant"]
 
 
@@ -22,29 +23,34 @@ def client(address):
     return Client(address, verbose=False)
 
 
-@pytest.fixture
-def visit(browser, address):
-    """A function that opens the page; at the end, no page may have complained or asked for anything outside."""
-    contexts, complaints = [], []
+@pytest.fixture(scope="module")
+def opened(browser, address):
+    """One page for all tests: loading it is the slow part. And what it complained of, or asked of the outside."""
+    page = browser.new_page(viewport=DESKTOP, color_scheme="light", accept_downloads=True)
+    page.set_default_timeout(PATIENCE)
+    complaints = []
 
-    def open_page(size=DESKTOP, theme="light"):
-        context = browser.new_context(viewport=size, color_scheme=theme, accept_downloads=True)
-        contexts.append(context)
-        page = context.new_page()
-        page.set_default_timeout(PATIENCE)
-        page.on("console", lambda message: message.type == "error" and complaints.append(message.text))
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("request", lambda request: outside(request.url) and complaints.append(f"asked for {request.url}"))
-        page.goto(address)
-        page.locator("#score").wait_for()
-        return page
-
-    def outside(url):
+    def is_outside(url):
         return not url.startswith((address, "data:", "blob:"))
 
-    yield open_page
-    for context in contexts:
-        context.close()
+    page.on("console", lambda message: message.type == "error" and complaints.append(message.text))
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("request", lambda request: is_outside(request.url) and complaints.append(f"asked for {request.url}"))
+    page.goto(address)
+    page.locator("#score").wait_for()
+    return page, complaints
+
+
+@pytest.fixture
+def page(opened):
+    """The page on its first tab, on a desktop; at the end of a test it may not have complained."""
+    page, complaints = opened
+    page.set_viewport_size(DESKTOP)
+    page.get_by_role("radio").first.check()
+    set_theme(page, "light")
+    remove_upload(page)
+    page.get_by_role("tab", name="One product").click()
+    yield page
     assert complaints == []
 
 
@@ -52,13 +58,46 @@ def fill(page, name, text):
     page.locator(f"#{name} textarea, #{name} input").first.fill(text)
 
 
+def set_theme(page, theme):
+    if page.evaluate(IS_DARK) != (theme == "dark"):
+        page.locator("#theme").click()
+        page.wait_for_function(f"{IS_DARK} === {'true' if theme == 'dark' else 'false'}")
+
+
+def upload(page, path):
+    page.get_by_role("tab", name="Many products").click()
+    remove_upload(page)
+    page.locator("#upload input[type=file]").set_input_files(path)
+    page.locator("#upload").get_by_text(path.stem).first.wait_for()
+
+
+def remove_upload(page):
+    if (remove := page.locator("#upload [aria-label^='Remove'], #upload [aria-label^='Clear']")).count():
+        page.get_by_role("tab", name="Many products").click()
+        remove.first.click()
+        page.locator("#upload input[type=file]").wait_for(state="attached")
+
+
+def open_code(page):
+    if not page.locator(".lr-code").is_visible():
+        page.get_by_text("Use it from code").click()
+    page.locator(".lr-code").wait_for()
+
+
+def forget(page):
+    """Take away what the page shows, so that it is not taken for the next answer."""
+    page.locator(".lr-result, .lr-ranking, .lr-error").evaluate_all("parts => parts.forEach(part => part.remove())")
+
+
 def score(page, query, product):
+    forget(page)
     fill(page, "query", query)
     fill(page, "product", product)
     page.locator("#score").click()
 
 
 def rank(page, query, products):
+    forget(page)
     page.get_by_role("tab", name="Many products").click()
     fill(page, "many-query", query)
     fill(page, "paste", products)
@@ -75,9 +114,8 @@ def error(page):
     return page.locator(".lr-error").inner_text()
 
 
-def test_a_pair_shows_what_the_model_says(visit, client):
-    page = visit()
-    assert page.locator("#result").inner_text().count("–") == len(LABELS)
+def test_a_pair_shows_what_the_model_says(page, client):
+    forget(page)
     fill(page, "query", "red shoe")
     fill(page, "product", "Blue running shoe")
     page.locator("#product textarea, #product input").first.press("Enter")
@@ -96,21 +134,20 @@ def test_a_pair_shows_what_the_model_says(visit, client):
     assert widths == pytest.approx([said["probabilities"][label] for label in LABELS], abs=0.03)
 
 
-def test_every_example_fills_and_runs_with_one_click(visit):
-    page = visit()
+def test_every_example_fills_and_runs_with_one_click(page):
     for number in range(6):
-        page.locator("#result").evaluate("place => place.querySelector('.lr-facts')?.remove()")
+        forget(page)
         page.locator("#pair-examples button").nth(number).click()
         page.locator(".lr-facts").wait_for()
         assert page.locator("#query textarea, #query input").first.input_value()
+    forget(page)
     page.get_by_role("tab", name="Many products").click()
     page.locator("#list-examples button").nth(3).click()
     assert "静音 ワイヤレスマウス 2.4GHz 単三電池 ブラック" in titles(page)
 
 
-def test_a_pasted_list_is_ranked_charted_and_downloaded(visit, client, tmp_path):
+def test_a_pasted_list_is_ranked_charted_and_downloaded(page, client, tmp_path):
     products = ["red shoe", "=1+1", "garden hose 20 m", "سماعات لاسلكية", "👩‍💻 shoe"]
-    page = visit()
     rank(page, "red shoe", "\n".join(products))
     said = client.predict("red shoe", products, api_name="/rank")
     assert [product["rank"] for product in said] == [1, 2, 3, 4, 5]
@@ -129,61 +166,53 @@ def test_a_pasted_list_is_ranked_charted_and_downloaded(visit, client, tmp_path)
     assert set(rows[0]) == expected | near
 
 
-def test_an_uploaded_file_wins_over_the_text(visit, tmp_path):
+def test_an_uploaded_file_wins_over_the_text(page, tmp_path):
     path = tmp_path / "products.csv"
     path.write_bytes("﻿product_id;Title;price\nB1;red shoe;9\nB2;Crème;8\n".encode())
-    page = visit()
-    page.get_by_role("tab", name="Many products").click()
-    page.locator("#upload input[type=file]").set_input_files(path)
-    page.locator("#upload").get_by_text("products").first.wait_for()
+    upload(page, path)
     rank(page, "red shoe", "from the text")
     assert sorted(titles(page)) == ["Crème", "red shoe"]
     assert sorted(page.locator(".lr-title small").all_inner_texts()) == ["B1", "B2"]
     path.write_text("sku,price\n1,2\n")
-    page.get_by_label("Remove").or_(page.get_by_label("Clear")).first.click()
-    page.locator("#upload input[type=file]").set_input_files(path)
-    page.locator("#upload").get_by_text("products").first.wait_for()
+    upload(page, path)
     page.locator("#rank").click()
     assert "no title column" in error(page)
     assert not page.locator("#download").is_visible()
 
 
-def test_what_is_too_much_is_refused_with_a_reason(visit, tmp_path):
-    page = visit()
-    page.locator("#score").click()
+def test_what_is_too_much_is_refused_with_a_reason(page, tmp_path):
+    score(page, " ", "shoe")
     assert "Type a query" in error(page)
     rank(page, "red shoe", "")
     assert "Paste product titles" in error(page)
+    forget(page)
     fill(page, "paste", "x" * 10_000_000)
     page.locator("#rank").click()
     page.get_by_text("10,000,000 characters were pasted; at most 500,000").wait_for()
+    fill(page, "paste", "")
     path = tmp_path / "products.csv"
     path.write_text("title\n" + "a red running shoe, size 42\n" * 100_000)
-    page.locator("#upload input[type=file]").set_input_files(path)
-    page.locator("#upload").get_by_text("products").first.wait_for()
+    upload(page, path)
     page.locator("#rank").click()
     page.get_by_text("The file has 2.8 MB; at most 2 MB and 500 rows").wait_for()
     assert "Traceback" not in page.content()
 
 
-def test_a_malicious_title_is_text(visit):
-    page = visit()
+def test_a_malicious_title_is_text(page):
     score(page, EVIL, EVIL)
     page.locator(".lr-facts").wait_for()
     rank(page, EVIL, f"{EVIL}\nred shoe")
     assert EVIL in titles(page)
     assert EVIL in page.locator(".lr-summary").inner_text()
     assert page.locator(f".lr-columns i[title*='{EVIL[:20]}']").count() == 1
-    score_tab = page.get_by_role("tab", name="One product")
-    score_tab.click()
     assert page.evaluate("window.hacked") is None
     assert page.locator(".lr-ranking img, .lr-ranking script, .lr-ranking a").count() == 0
 
 
-def test_the_other_model_has_other_labels(visit):
-    page = visit()
-    page.get_by_role("radio").nth(1).click()
+def test_the_other_model_has_other_labels(page):
+    page.get_by_role("radio").nth(1).check()
     page.locator("#result", has_text="Brand Mismatch").wait_for()
+    assert page.locator("#result").inner_text().count("–") == 6
     score(page, "red shoe", "Blue shoe")
     page.locator(".lr-facts").wait_for()
     text = page.locator("#result").inner_text()
@@ -191,8 +220,8 @@ def test_the_other_model_has_other_labels(visit):
     assert "saved without its teacher's perspectives" in text
 
 
-def test_a_phone_scrolls_down_only(visit):
-    page = visit(PHONE, "dark")
+def test_a_phone_scrolls_down_only(page):
+    page.set_viewport_size(PHONE)
     long = "x" * 600
     score(page, "red shoe", long)
     page.locator(".lr-facts").wait_for()
@@ -207,19 +236,23 @@ def test_a_phone_scrolls_down_only(visit):
         assert page.locator(button).bounding_box()["height"] >= 24  # WCAG 2.2, target size
 
 
-def test_the_theme_is_the_systems_until_it_is_chosen_and_then_kept(visit):
-    page = visit(theme="dark")
-    is_dark = "document.body.classList.contains('dark')"
-    page.wait_for_function(is_dark)
-    page.locator("#theme").click()
-    page.wait_for_function(f"!{is_dark}")
+def test_the_theme_is_the_systems_until_it_is_chosen_and_then_kept(browser, address):
+    page = browser.new_page(color_scheme="dark")
+    page.set_default_timeout(PATIENCE)
+    page.goto(address)
+    page.locator("#score").wait_for()
+    assert page.evaluate(IS_DARK)
+    set_theme(page, "light")
     page.reload()
     page.locator("#score").wait_for()
-    page.wait_for_function(f"!{is_dark}")
+    page.wait_for_function(f"!{IS_DARK}")
+    page.close()
 
 
-def test_a_pair_can_be_scored_with_the_keyboard_alone(visit):
-    page = visit()
+def test_a_pair_can_be_scored_with_the_keyboard_alone(page):
+    forget(page)
+    fill(page, "query", "")
+    fill(page, "product", "")
     page.locator("#query textarea, #query input").first.focus()
     page.keyboard.type("red shoe")
     page.keyboard.press("Tab")
@@ -228,12 +261,12 @@ def test_a_pair_can_be_scored_with_the_keyboard_alone(visit):
     assert page.evaluate("document.activeElement.id") == "score"
     assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
     page.keyboard.press("Enter")
-    page.locator(".lr-facts").wait_for()
+    page.locator(".lr-facts", has_text="Latency").wait_for()
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
-def test_axe_finds_no_serious_fault(visit, theme):
-    page = visit(theme=theme)
+def test_axe_finds_no_serious_fault(page, theme):
+    set_theme(page, theme)
     faults = []
 
     def check(state):
@@ -246,8 +279,7 @@ def test_axe_finds_no_serious_fault(visit, theme):
     check("error")
     score(page, "red shoe", "blue shoe")
     page.locator(".lr-facts").wait_for()
-    page.get_by_text("Use it from code").click()
-    page.locator(".lr-code").wait_for()
+    open_code(page)
     check("pair")
     rank(page, "red shoe", "red shoe\nblue shoe\ngarden hose")
     titles(page)
@@ -255,10 +287,9 @@ def test_axe_finds_no_serious_fault(visit, theme):
     assert faults == []
 
 
-def test_the_snippet_of_the_card_runs_and_is_the_pages(visit, address, capsys):
+def test_the_snippet_of_the_card_runs_and_is_the_pages(page, address, capsys):
     code = re.search(r"```python\n(.*?)```", (SPACE / "README.md").read_text(encoding="utf-8"), re.DOTALL)[1]
-    page = visit()
-    page.get_by_text("Use it from code").click()
+    open_code(page)
     assert page.locator(".lr-code").inner_text().strip() == code.replace("http://127.0.0.1:7860", address).strip()
     exec(code.replace("http://127.0.0.1:7860", address), {})
     printed = capsys.readouterr().out
