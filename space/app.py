@@ -4,8 +4,8 @@ python space/app.py --model runs/demo/students/lrkd-gat-0          (make space)
 python space/app.py --model owner/name owner/other-name            several: the page lets the visitor choose
 LRKD_MODELS=owner/name@revision python space/app.py                as on the Hub, where space.json may name them too
 
-It needs the Hub or a folder with a model, and what requirements.txt names. LRKD_MCP=1 offers `score` and `rank` as
-tools over MCP (needs gradio[mcp]).
+It needs the Hub or a folder with a model, and what requirements.txt names. GRADIO_MCP_SERVER=True offers `score` and
+`rank` as tools over MCP (needs gradio[mcp]).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import sys
 import tempfile
 import time
@@ -23,6 +24,7 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 BATCH_SIZE = 16
 WAITING = 20  # visitors in the queue; the next one is told to come back
+KEPT = 3600  # seconds that uploads and downloads stay
 # Gradio follows the system's theme; the button and what it remembers win over it.
 TOGGLE_THEME = """() => {
   const dark = document.body.classList.toggle("dark");
@@ -94,10 +96,11 @@ def build_demo(models: Any, source: str = "http://127.0.0.1:7860") -> Any:
 
     import views
     from models import ModelError, is_local
-    from products import MAX_PRODUCTS, InputError, check_titles, read_csv, read_paste, write_csv
+    from products import MAX_PRODUCTS, InputError, check_query, check_titles, read_csv, read_paste, write_csv
 
     examples = json.loads((HERE / "examples.json").read_text(encoding="utf-8"))
     first = models[None]
+    folder = Path(tempfile.mkdtemp(prefix="lrkd-space-"))
 
     def tiers(relevance: Any) -> int | None:
         thresholds = relevance.model.config.tier_thresholds
@@ -122,11 +125,12 @@ def build_demo(models: Any, source: str = "http://127.0.0.1:7860") -> Any:
     def show_ranking(name: str, query: str, pasted: str, path: str | None) -> tuple[str, Any]:
         try:
             chosen = models[name]
+            query = check_query(query)
             given = read_csv(path) if path else read_paste(pasted)
             ranking, milliseconds = rank_products(chosen.relevance, query, given)
         except (InputError, ModelError) as error:
             return views.error(error), gr.DownloadButton(visible="hidden")
-        table = write_csv(Path(tempfile.mkdtemp()) / "ranking.csv", query, ranking, given)
+        table = write_csv(_new_folder(folder) / "ranking.csv", query, ranking, given)
         return views.ranking(query, ranking, chosen.labels, milliseconds), gr.DownloadButton(
             value=table, visible=True, interactive=True
         )
@@ -161,7 +165,7 @@ def build_demo(models: Any, source: str = "http://127.0.0.1:7860") -> Any:
     # One at a time: a second thread would only slow the first one on the cores of a Space.
     alone = {"concurrency_id": "model", "concurrency_limit": 1}
     quiet = {**alone, "api_visibility": "private", "show_progress": "minimal"}
-    with gr.Blocks(title="LRKD: think broad, act fast", analytics_enabled=False, delete_cache=(3600, 3600)) as demo:
+    with gr.Blocks(title="LRKD: think broad, act fast", analytics_enabled=False, delete_cache=(KEPT, KEPT)) as demo:
         with gr.Row(elem_classes="lr-top"):
             gr.HTML(views.header(), apply_default_css=False)
             theme = gr.Button("Light / dark", size="sm", elem_id="theme", scale=0)
@@ -236,7 +240,15 @@ def build_demo(models: Any, source: str = "http://127.0.0.1:7860") -> Any:
         demo.load(None, js=REMEMBER_THEME)
         gr.api(score, api_name="score", **alone)
         gr.api(rank, api_name="rank", **alone)
-    return demo.queue(max_size=WAITING)
+    return demo.queue(max_size=WAITING, api_open=False)  # nobody passes the queue by
+
+
+def _new_folder(parent: Path) -> Path:
+    """Return a new folder in `parent`, and remove those that are old."""
+    for old in parent.iterdir():
+        if time.time() - old.stat().st_mtime > KEPT:
+            shutil.rmtree(old, ignore_errors=True)
+    return Path(tempfile.mkdtemp(dir=parent))
 
 
 def appearance() -> dict[str, Any]:
@@ -251,7 +263,6 @@ def appearance() -> dict[str, Any]:
         font=font,
         font_mono=["ui-monospace", "SFMono-Regular", "Menlo", "monospace"],
     ).set(
-        color_accent="#0f766e",
         color_accent_soft_dark="#13302d",
         checkbox_background_color_selected="#0f766e",
         checkbox_background_color_selected_dark="#0d9488",
@@ -274,7 +285,6 @@ def appearance() -> dict[str, Any]:
         "footer_links": ["api"],
         "ssr_mode": False,
         "max_file_size": "20mb",  # products.MAX_FILE refuses earlier, in plain words
-        "mcp_server": os.environ.get("LRKD_MCP") == "1",
     }
 
 
