@@ -200,7 +200,7 @@ def build_demo(models: Any, source: str = "http://127.0.0.1:7860") -> Any:
                             gr.HTML(views.EXAMPLES, apply_default_css=False)
                             lists = [gr.Button(many["language"], size="sm", min_width=60) for many in examples["lists"]]
                         upload = gr.File(
-                            label="CSV with a title column (used instead of the text)",
+                            label="Or a CSV with a title column",
                             file_types=[".csv", ".tsv", ".txt"],
                             height=150,
                             elem_id="upload",
@@ -270,6 +270,12 @@ def appearance() -> dict[str, Any]:
         checkbox_border_color_selected_dark="#2dd4bf",
         body_background_fill="#f7f9fa",
         body_background_fill_dark="#0d1417",
+        input_background_fill="#f4f7f9",
+        input_background_fill_dark="#1d2930",
+        input_placeholder_color="#5b6b7a",
+        input_placeholder_color_dark="#93a4af",
+        button_secondary_background_fill_dark="#26343c",
+        button_secondary_background_fill_hover_dark="#32434c",
         block_background_fill="#ffffff",
         block_background_fill_dark="#151e22",
         button_primary_background_fill="#0f766e",
