@@ -73,6 +73,7 @@ class LRKDConfig(PretrainedConfig):
     sub_configs = {"encoder_config": AutoConfig}  # noqa: RUF012  the name transformers reads
     # Declared, or transformers takes it for a generation parameter and refuses to save.
     temperature: float = 1.0
+    ranking_view: bool = False  # what `num_labels` looks at while the base class settles the classes
     # Trainer gathers every output over the whole evaluation set; the metrics need the logits only.
     keys_to_ignore_at_inference = [  # noqa: RUF012
         "latent_reasoning",
@@ -130,21 +131,21 @@ class LRKDConfig(PretrainedConfig):
         self.classifier_dropout = classifier_dropout
         self.label_gains = label_gains
         self.tier_thresholds = tier_thresholds
-        self.ranking_view = ranking_view
         if not __name__.startswith("transformers_modules."):
             # Not remote code but an installed package, which registers the task itself: `pipeline` need not fetch it.
             kwargs.pop("custom_pipelines", None)
         super().__init__(**kwargs)
         self.temperature = _positive("temperature", temperature)  # transformers 4.57 sets it to 1.0 just before
+        self.ranking_view = ranking_view  # from here on, `num_labels` may be 1: the classes are settled
         if label_gains is not None and len(label_gains) != len(self.id2label):
             raise ValueError(f"label_gains: expected {len(self.id2label)} gains, one a label, got {len(label_gains)}.")
         if tier_thresholds is not None and list(tier_thresholds) != sorted(tier_thresholds):
             raise ValueError(f"tier_thresholds: expected ascending scores, got {tier_thresholds}.")
 
     @property
-    def num_labels(self) -> int:
-        """Outputs of the classifier: the number of classes, or 1 with `ranking_view`."""
-        return 1 if self.ranking_view else len(self.id2label or ())
+    def num_labels(self) -> int | None:
+        """Columns of the logits: the number of classes, or 1 with `ranking_view`."""
+        return 1 if self.ranking_view else PretrainedConfig.num_labels.fget(self)
 
     @num_labels.setter
     def num_labels(self, value: int) -> None:

@@ -68,8 +68,7 @@ class LRKDRelevancePipeline(Pipeline):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         config = self.model.config
-        if hasattr(config, "custom_pipelines"):
-            config.custom_pipelines = custom_pipelines()  # transformers put classes there, which JSON does not know
+        config.custom_pipelines = custom_pipelines()  # transformers put classes there, which JSON does not know
         if config.ranking_view:
             raise ValueError(
                 "The model was loaded with ranking_view=True and shows one score, not its classes. Load it with "
@@ -256,6 +255,8 @@ def _check_text(text: Any, place: str) -> None:
         raise ValueError(f"{place}: expected text, got {text!r:.60} ({type(text).__name__}).")
     if not text.strip():
         raise ValueError(f"{place}: expected text, got {'only white space' if text else 'an empty string'}.")
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise ValueError(f"{place}: not valid Unicode text, it holds half of a surrogate pair.")
 
 
 def _names(mapping: dict[Any, Any]) -> str:

@@ -40,6 +40,8 @@ def load(
     try:
         config = AutoConfig.from_pretrained(name, **where)
         schema_order(config.id2label, schema, name)
+        if config.num_labels != len(config.id2label):
+            raise ValueError("it was saved with ranking_view: set `ranking_view` to false in its config.json.")
         tokenizer = AutoTokenizer.from_pretrained(name, **where)
         model, loading = AutoModelForSequenceClassification.from_pretrained(
             name, dtype=dtype, output_loading_info=True, **where

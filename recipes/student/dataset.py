@@ -27,6 +27,19 @@ def mean_embeddings(rationales: pd.DataFrame) -> dict[str, np.ndarray]:
     return dict(zip(pair_ids, means, strict=True))
 
 
+def perspective_means(rationales: pd.DataFrame) -> dict[str, np.ndarray] | None:
+    """Average the embeddings of each perspective: name -> float32 `(reasoning_dim,)`; None if there is but one.
+
+    The student's task `lrkd-relevance` reports how near its latent reasoning is to each of them.
+    """
+    if rationales["perspective"].nunique() < 2:
+        return None
+    return {
+        str(name): np.stack(vectors.to_numpy()).mean(axis=0, dtype=np.float64).astype(np.float32)
+        for name, vectors in rationales.groupby("perspective")["cot_embedding"]
+    }
+
+
 class PairDataset(Dataset[dict[str, Any]]):
     """Pairs, tokenised once without padding.
 

@@ -6,7 +6,8 @@
     accelerate launch --num_processes 2 -m recipes.student.distill --config FILE        # two GPUs
 
 Killed at any moment and started again with the same command, it goes on from its last epoch. The finished student is
-in the output folder: weights, tokenizer, remote code, and `training.json`, what it was made from and how it went.
+in the output folder: weights, tokenizer, remote code, and `training.json`, what it was made from and how it went; with
+rationales of several perspectives also `perspectives.safetensors`, the mean embedding of each.
 """
 
 from __future__ import annotations
@@ -108,7 +109,7 @@ def distill(arguments: DistillArguments) -> dict[str, Any]:
         name: frame.assign(label=schema.canonical_column(frame["label"], f"{arguments.pairs}/{name}.parquet"))
         for name, frame in read_pairs(arguments.pairs, ("train", "validation")).items()
     }
-    embeddings = _read_embeddings(arguments, pairs["train"])
+    embeddings, perspectives = _read_embeddings(arguments, pairs["train"])
     output = Path(arguments.output)
     settings = _settings(arguments)
     finished = claim_folder(output, settings, arguments.overwrite)
@@ -145,7 +146,7 @@ def distill(arguments: DistillArguments) -> dict[str, Any]:
         "log": trainer.state.log_history,
     }
     if trainer.is_world_process_zero():
-        save_student(model, trainer.processing_class, record, output)
+        save_student(model, trainer.processing_class, record, output, perspectives)
     trainer.accelerator.wait_for_everyone()
     return record
 
@@ -176,8 +177,11 @@ def _check(arguments: DistillArguments) -> None:
         raise UserError(f"max_length: expected at least 8 tokens, got {arguments.max_length}.")
 
 
-def _read_embeddings(arguments: DistillArguments, train: pd.DataFrame) -> dict[str, np.ndarray] | None:
-    from recipes.student.dataset import mean_embeddings
+def _read_embeddings(
+    arguments: DistillArguments, train: pd.DataFrame
+) -> tuple[dict[str, np.ndarray] | None, dict[str, np.ndarray] | None]:
+    """Return the embedding that guides each pair, and the mean one of each perspective if there are several."""
+    from recipes.student.dataset import mean_embeddings, perspective_means
 
     if arguments.rationales is None:
         if arguments.extractor_type != "none" and arguments.guidance_weight > 0:
@@ -185,9 +189,9 @@ def _read_embeddings(arguments: DistillArguments, train: pd.DataFrame) -> dict[s
                 f"extractor_type {arguments.extractor_type!r} with guidance_weight {arguments.guidance_weight} needs "
                 "`rationales` (recipes.rationales.embed makes them). Without guidance: --guidance_weight 0."
             )
-        return None
+        return None, None
     if arguments.extractor_type == "none" or arguments.guidance_weight == 0:
-        return None
+        return None, None
     rationales = read(arguments.rationales, RATIONALES)
     if "cot_embedding" not in rationales:
         raise UserError(f"{arguments.rationales}: no column 'cot_embedding'; run recipes.rationales.embed on it first.")
@@ -198,9 +202,10 @@ def _read_embeddings(arguments: DistillArguments, train: pd.DataFrame) -> dict[s
             f"{arguments.rationales}: column 'cot_embedding' holds vectors of {size} numbers, but reasoning_dim is "
             f"{arguments.reasoning_dim}. Leave reasoning_dim out, or embed with another encoder."
         )
-    if not train["pair_id"].isin(list(embeddings)).any():
+    in_training = rationales["pair_id"].isin(train["pair_id"])
+    if not in_training.any():
         raise UserError(f"{arguments.rationales}: none of its pair_ids is in {arguments.pairs}/train.parquet.")
-    return embeddings
+    return embeddings, perspective_means(rationales[in_training])
 
 
 def _settings(arguments: DistillArguments) -> dict[str, Any]:

@@ -14,9 +14,11 @@ from recipes.arguments import UserError
 from recipes.record import write_json
 
 if TYPE_CHECKING:
+    import numpy as np
     from transformers import PreTrainedTokenizerBase
 
 RECORD = "training.json"
+PERSPECTIVES = "perspectives.safetensors"  # the name that modeling_lrkd.pipeline_lrkd looks for
 
 
 def claim_folder(output: Path, settings: dict[str, Any], overwrite: bool) -> dict[str, Any] | None:
@@ -66,14 +68,32 @@ def last_complete_checkpoint(folder: Path) -> Path | None:
     return None
 
 
-def save_student(model: Any, tokenizer: Any, record: dict[str, Any], output: Path) -> None:
-    """Put the finished student in its folder: beside it first, so that a full disk leaves no half of one."""
+def save_student(
+    model: Any,
+    tokenizer: Any,
+    record: dict[str, Any],
+    output: Path,
+    perspectives: dict[str, np.ndarray] | None = None,
+) -> None:
+    """Put the finished student in its folder: beside it first, so that a full disk leaves no half of one.
+
+    Args:
+        model: The student.
+        tokenizer: Its tokenizer.
+        record: What it was made from and how it went, written last.
+        output: Its folder.
+        perspectives: Mean embedding of each perspective's training rationales, `(reasoning_dim,)` each.
+    """
+    from safetensors.numpy import save_file
+
     partial = output / ".saving"
     shutil.rmtree(partial, ignore_errors=True)
     try:
         with explain_failed_writes(output):
             model.save_pretrained(partial)
             save_tokenizer(tokenizer, partial)
+            if perspectives is not None:
+                save_file(perspectives, partial / PERSPECTIVES)
             for path in sorted(partial.iterdir()):
                 path.replace(output / path.name)
             write_json(output / RECORD, record)

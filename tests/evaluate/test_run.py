@@ -7,6 +7,7 @@ import pytest
 import torch
 import yaml
 
+from modeling_lrkd import LRKDConfig
 from recipes.arguments import UserError, parse
 from recipes.evaluate.predict import load, predict, schema_order
 from recipes.evaluate.run import RunArguments, main
@@ -162,6 +163,12 @@ def test_checkpoints_that_cannot_be_used(evaluate, build_checkpoint, pairs_folde
     save_file(state, headless / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(UserError, match=r"lack classifier\.bias, classifier\.weight"):
         evaluate(model=headless, pairs=pairs_folder, output=tmp_path)
+
+    view = tmp_path / "view"
+    gains = {"label_gains": schema.gains, "ranking_view": True}
+    LRKDConfig(id2label=schema.id2label, **gains).save_pretrained(view)
+    with pytest.raises(UserError, match="saved with ranking_view"):
+        evaluate(model=view, pairs=pairs_folder, output=tmp_path)
 
 
 def test_a_device_that_is_not_there(evaluate, checkpoint, pairs_folder, tmp_path):

@@ -8,10 +8,11 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, Trainer, TrainingArguments
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, Trainer, TrainingArguments, pipeline
 
 from modeling_lrkd import LRKDForSequenceClassification
 from recipes.arguments import UserError
@@ -73,6 +74,27 @@ def test_it_learns(options):
 def test_without_guidance_no_rationale_is_read(options):
     record = student({**options, "rationales": None}, guidance_weight=0.0, epochs=1)
     assert record["guided_rows"] == 0
+
+
+def test_the_perspectives_travel_with_the_student(options):
+    frame = read(options["rationales"], RATIONALES)
+    guided = np.stack(frame["cot_embedding"])
+    elsewhere = frame.head(3).assign(pair_id=["x", "y", "z"], cot_embedding=[np.full(6, 99, "float32")] * 3)
+    views = {"user_intent": guided, "business_rule": 2 * guided + 1}
+    rows = [frame.assign(cot_embedding=list(v.astype("float32")), perspective=name) for name, v in views.items()]
+    write(pd.concat([*rows, elsewhere.assign(perspective="user_intent")]), options["rationales"], RATIONALES)
+    student(options, epochs=1)
+    saved = load_file(Path(options["output"], "perspectives.safetensors"))
+    assert saved.keys() == views.keys()
+    for name, vectors in views.items():
+        np.testing.assert_allclose(saved[name].numpy(), vectors.mean(axis=0), rtol=1e-5)  # rows of `elsewhere` left out
+    rank = pipeline("lrkd-relevance", model=options["output"])
+    assert rank({"query": "red shoe", "products": ["blue shoe"]})[0]["perspectives"].keys() == views.keys()
+
+
+def test_one_perspective_alone_is_not_written(options):
+    student(options, epochs=1)
+    assert not Path(options["output"], "perspectives.safetensors").exists()
 
 
 def test_head_and_encoder_have_their_own_learning_rates(options):
@@ -226,14 +248,10 @@ def test_a_plain_trainer_trains_it(options, workspace):
 
 
 def replace(path, contract, **columns):
-    import pandas as pd
-
     write(pd.read_parquet(path).assign(**columns), path, contract)
 
 
 def rewrite_unchecked(path, **columns):
-    import pandas as pd
-
     pd.read_parquet(path).assign(**columns).to_parquet(path)
 
 
@@ -278,8 +296,6 @@ def test_embeddings_of_several_sizes(options):
 
 
 def test_rationales_that_are_not_embedded(options):
-    import pandas as pd
-
     pd.read_parquet(options["rationales"]).drop(columns="cot_embedding").to_parquet(options["rationales"])
     with pytest.raises(UserError, match=r"no column 'cot_embedding'; run recipes\.rationales\.embed"):
         student(options)
@@ -301,8 +317,6 @@ def test_rationales_of_other_pairs(options):
     ],
 )
 def test_pairs_that_break_their_contract(options, column, value, message):
-    import pandas as pd
-
     path = Path(options["pairs"], "train.parquet")
     frame = pd.read_parquet(path)
     frame.loc[2, column] = value
