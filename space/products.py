@@ -33,10 +33,10 @@ def clean(text: str) -> str:
     >>> clean(" a\tred\x00 shoe\n\ufeff")
     'a red shoe'
     """
-    text = " ".join(text.encode("utf-8", "replace").decode("utf-8").split())
+    text = text.encode("utf-8", "replace").decode("utf-8")
     # Joiners stay: emoji and several scripts are written with them.
-    kept = (character for character in text if character.isprintable() or character in "\u200c\u200d")
-    return "".join(kept).strip()
+    kept = (c for c in text if c.isprintable() or c.isspace() or c in "\u200c\u200d")
+    return " ".join("".join(kept).split())
 
 
 def check_query(query: str | None) -> str:

@@ -41,6 +41,10 @@ def test_scripts_and_emoji_stay_as_they_are(text):
     assert clean(text) == text
 
 
+def test_what_is_taken_away_leaves_no_second_space():
+    assert clean("a \u200b b\xa0 c") == "a b c"
+
+
 def test_characters_that_reorder_or_hide_text_are_gone():
     assert clean("safe\u202ecod.exe\u200b\ufeff\x1b[31m") == "safecod.exe[31m"
 
