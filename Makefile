@@ -5,7 +5,7 @@ CONSTRAINTS := -c constraints.txt
 PIP := -W ignore::UserWarning -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo esci test test-oldest lint clean
+.PHONY: help demo esci space test test-oldest lint clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,6 +30,10 @@ esci: .venv/demo  ## A teacher and students on real pairs: make esci ESCI=FOLDER
 		--rationales runs/esci/rationales.parquet --output runs/esci/rationales_embedded.parquet
 	.venv/bin/python -m recipes.student.bench --config recipes/configs/student/esci_bench.yaml
 
+MODEL ?= runs/demo/students/lrkd-gat-0
+space: .venv/space  ## The Space in a browser, on the demo's student: make space MODEL="FOLDER owner/name" for others
+	.venv/bin/python space/app.py --model $(MODEL)
+
 test: .venv/dev .venv-oldest/done lint  ## Everything CI checks: lint, types, tests, inference on the oldest transformers
 	LRKD_OLDEST_PYTHON=$(CURDIR)/.venv-oldest/bin/python .venv/bin/python -m pytest
 	$(MAKE) test-oldest
@@ -46,7 +50,7 @@ clean:  ## Remove the virtual environments and caches (runs/ stays)
 	rm -rf .venv .venv-oldest .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
 
 # One stamp an extra: `make demo` does not wait for the tools of the tests.
-.venv/demo .venv/dev: .venv/%: pyproject.toml constraints.txt | .venv/bin/python
+.venv/demo .venv/dev .venv/space: .venv/%: pyproject.toml constraints.txt | .venv/bin/python
 	@echo "Installing the '$*' extra into .venv (a few minutes the first time)"
 	.venv/bin/python $(PIP) $(CONSTRAINTS) --editable '.[$*]'
 	@touch $@
