@@ -272,7 +272,9 @@ def _check_column(values: pa.ChunkedArray, name: str, column: Column, source: st
     is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
     is_number = pa.types.is_integer(kind) or pa.types.is_floating(kind)
     is_chat = is_list and pa.types.is_struct(kind.value_type)
-    is_chat = is_chat and {"role", "content"} <= {kind.value_type.field(i).name for i in range(kind.value_type.num_fields)}
+    is_chat = is_chat and {"role", "content"} <= {
+        kind.value_type.field(i).name for i in range(kind.value_type.num_fields)
+    }
     matches = {
         "string": is_string,
         "integer": pa.types.is_integer(kind),

@@ -51,7 +51,9 @@ class PreferencesArguments:
     output: str = field(metadata={"help": "Preferences to write (parquet)."})
     labels: str = field(metadata={"help": "Label schema: a name in recipes/labels/, or a YAML file."})
     rules: str | None = field(default=None, metadata={"help": "Business rules (None: named as the labels)."})
-    templates: str | None = field(default=None, metadata={"help": "Folder of prompt templates (None: recipes/prompts)."})
+    templates: str | None = field(
+        default=None, metadata={"help": "Folder of prompt templates (None: recipes/prompts)."}
+    )
     splits: list[str] = field(default_factory=lambda: ["train"], metadata={"help": "train, validation or both."})
     select: Literal["cross", "single", "reward"] = field(
         default="cross", metadata={"help": "cross: the paper's. single: within one perspective. reward: CRSD's."}
@@ -158,7 +160,9 @@ def conflicts(rows: pd.DataFrame, seed: int, length: Callable[[str], int] | None
             if length is None:
                 yield right[0], wrong[0]
             else:
-                yield min(product(right, wrong), key=lambda two: abs(length(two[0].rationale) - length(two[1].rationale)))
+                yield min(
+                    product(right, wrong), key=lambda two: abs(length(two[0].rationale) - length(two[1].rationale))
+                )
 
 
 def rewards(rows: pd.DataFrame, judged: Judged, weights: dict[str, float]) -> list[float]:
@@ -188,12 +192,10 @@ def by_reward(rows: pd.DataFrame, min_margin: float) -> Iterator[tuple[Any, Any]
     Two right ones may make a pair (one invents, the other does not); a wrong one is never chosen.
     """
     for _, group in rows.groupby("pair_id", sort=False):
-        right = group[group["right"]]
-        if len(right) and right["reward"].max() - group["reward"].min() >= min_margin:
-            yield tuple(
-                next(part.loc[[index]].itertuples(index=False))
-                for part, index in ((right, right["reward"].idxmax()), (group, group["reward"].idxmin()))
-            )
+        ranked = sorted(group.itertuples(index=False), key=lambda row: -row.reward)
+        right = [row for row in ranked if row.right]
+        if right and right[0].reward - ranked[-1].reward >= min_margin:
+            yield right[0], ranked[-1]
 
 
 def length_report(chosen: pd.Series, rejected: pd.Series, length: Callable[[str], int]) -> dict[str, float]:

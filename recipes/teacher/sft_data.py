@@ -23,6 +23,7 @@ Writes the contract `sft` and, beside it, OUTPUT.report.json: what was kept, and
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -55,7 +56,9 @@ class SftDataArguments:
     output: str = field(metadata={"help": "SFT data to write (parquet)."})
     labels: str = field(metadata={"help": "Label schema: a name in recipes/labels/, or a YAML file."})
     rules: str | None = field(default=None, metadata={"help": "Business rules (None: named as the labels)."})
-    templates: str | None = field(default=None, metadata={"help": "Folder of prompt templates (None: recipes/prompts)."})
+    templates: str | None = field(
+        default=None, metadata={"help": "Folder of prompt templates (None: recipes/prompts)."}
+    )
     splits: list[str] = field(default_factory=lambda: ["train"], metadata={"help": "train, validation or both."})
     select: Literal["union", "single", "expert_explanation", "rule_adherence", "decision_reflection"] = field(
         default="union", metadata={"help": "union: MPCoT. single: one perspective. Else: a stage of ProgressiveCoT."}
@@ -154,19 +157,18 @@ def reflect(rows: pd.DataFrame, right: pd.DataFrame, seed: int) -> pd.DataFrame:
     The draft is drawn from the wrong completions of the pair, else from the right ones of a perspective other than the
     reason's; a pair with a single right completion and no wrong one has nothing to reflect on and is left out.
     """
-    import random
+    import pandas as pd
 
-    groups = dict(list(rows.groupby("pair_id", sort=False)))
+    drafts = {pair_id: list(group.itertuples(index=False)) for pair_id, group in rows.groupby("pair_id", sort=False)}
     reflected = []
-    for pair_id, reasons in right.groupby("pair_id", sort=False):
+    for pair_id, group in right.groupby("pair_id", sort=False):
         choose = random.Random(f"{seed} {pair_id}").choice
-        reason = choose(list(reasons.itertuples()))
-        group = groups[pair_id]
-        wrong = group[~group["right"]]
-        drafts = wrong if len(wrong) else group[group["perspective"] != reason.perspective]
-        if drafts.empty:
+        reason = choose(list(group.itertuples(index=False)))
+        wrong = [row for row in drafts[pair_id] if not row.right]
+        others = wrong or [row for row in drafts[pair_id] if row.perspective != reason.perspective]
+        if not others:
             continue
-        draft = choose(list(drafts.itertuples()))
+        draft = choose(others)
         text = REFLECTION.format(
             draft=draft.rationale,
             first=draft.predicted_label,
@@ -174,12 +176,10 @@ def reflect(rows: pd.DataFrame, right: pd.DataFrame, seed: int) -> pd.DataFrame:
             outcome="stays" if draft.right else "changes to",
             label=reason.label,
         )
-        reflected.append(right.loc[[reason.Index]].assign(rationale=text, perspective="decision_reflection"))
+        reflected.append(reason._replace(rationale=text, perspective="decision_reflection"))
     if not reflected:
         raise UserError("decision_reflection: every pair has one completion only; it takes two to reflect.")
-    import pandas as pd
-
-    return pd.concat(reflected, ignore_index=True)
+    return pd.DataFrame(reflected)
 
 
 def summary(rows: pd.DataFrame, judged: Judged) -> dict[str, Any]:

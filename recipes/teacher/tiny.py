@@ -1,10 +1,11 @@
 """Make a tiny base model: a random Qwen3 of a few million parameters, with a tokenizer of its own.
 
     # The base of the tiny teacher: seconds on one core
-    python -m recipes.teacher.tiny --pairs runs/bazaar --completions runs/bazaar/completions.parquet --output runs/tiny/base
+    python -m recipes.teacher.tiny --data runs/bazaar/teacher/mpcot.parquet --output runs/bazaar/teacher/base
+    python -m recipes.teacher.tiny --config recipes/configs/tiny/teacher_base.yaml
 
 It knows nothing: recipes.teacher.sft (with `lora_rank: 0`, every weight) teaches it. The tokenizer is a byte-level BPE
-learnt from the training pairs and their completions, with Qwen3's chat markup and think tags as single tokens, so that
+learnt from SFT data, prompts and answers, with Qwen3's chat markup and think tags as single tokens, so that
 every command that takes a Qwen3 from the Hub takes this one. The same input and seed give the same bytes.
 """
 
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from recipes.arguments import UserError, parse, run, to_dict
 from recipes.record import sha256, write_json
-from recipes.schemas import COMPLETIONS, make_folder, read, read_pairs
+from recipes.schemas import SFT, make_folder, read
 from recipes.student.saving import save_tokenizer
 
 if TYPE_CHECKING:
@@ -37,11 +38,8 @@ CHAT_TEMPLATE = (
 class TinyArguments:
     """Options of `python -m recipes.teacher.tiny`."""
 
-    pairs: str = field(metadata={"help": "Folder of pairs; the tokenizer learns from train.parquet."})
+    data: str = field(metadata={"help": "SFT data (parquet) that the tokenizer learns from."})
     output: str = field(metadata={"help": "Folder of the model and its tokenizer."})
-    completions: str | None = field(
-        default=None, metadata={"help": "Completions (parquet) whose rationales the tokenizer learns from too."}
-    )
     vocab_size: int = field(default=3072, metadata={"help": "Tokens, at least 300."})
     hidden_size: int = field(default=256, metadata={"help": "Width; a multiple of 32."})
     layers: int = field(default=4, metadata={"help": "Depth."})
@@ -121,20 +119,15 @@ def main() -> None:
             "expected at least 300, a multiple of 32, and at least 1."
         )
     output = make_folder(arguments.output)
-    train = read_pairs(arguments.pairs, ["train"])["train"]
-    texts = [*train["query"], *train["product_title"], *train["label"]]
-    files = {"train.parquet": sha256(f"{arguments.pairs}/train.parquet")}
-    if arguments.completions is not None:
-        completions = read(arguments.completions, COMPLETIONS)
-        texts += list(completions.loc[completions["pair_id"].isin(train["pair_id"]), "rationale"].dropna())
-        files["completions"] = sha256(arguments.completions)
-    tokenizer = train_tokenizer(iter(texts), arguments.vocab_size, arguments.max_length)
+    frame = read(arguments.data, SFT)
+    texts = (message["content"] for name in ("prompt", "completion") for turns in frame[name] for message in turns)
+    tokenizer = train_tokenizer(texts, arguments.vocab_size, arguments.max_length)
     model = random_model(tokenizer, arguments.hidden_size, arguments.layers, arguments.seed)
     model.save_pretrained(output)
     save_tokenizer(tokenizer, output)
-    write_json(output / "base.json", {"arguments": to_dict(arguments), "data_sha256": files})
+    write_json(output / "base.json", {"arguments": to_dict(arguments), "data_sha256": {"data": sha256(arguments.data)}})
     print(f"wrote {output}: {model.num_parameters():,} random parameters, {len(tokenizer):,} tokens")
-    print(f"next: python -m recipes.teacher.sft --model {output} --lora_rank 0 --data SFT.parquet --output DIR")
+    print(f"next: python -m recipes.teacher.sft --model {output} --lora_rank 0 --data {arguments.data} --output DIR")
 
 
 if __name__ == "__main__":
