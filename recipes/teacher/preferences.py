@@ -10,8 +10,8 @@
     # CRSD's: the best and the worst by a reward of several dimensions (recipes/teacher/reward.py)
     python -m recipes.teacher.preferences ... --select reward --output ...
 
-A pair is in the conflict set if a perspective is wrong about it in one of its passes. Each failing perspective gives one
-preference pair: rejected, a wrong rationale of it; chosen, a right one of any perspective (`single`: of the same one).
+A pair is in the conflict set if a perspective is wrong about it in one of its passes. Each failing perspective gives
+one preference pair: rejected, a wrong rationale of it; chosen, a right one of any perspective (`single`: the same).
 What was drawn depends on the seed and on nothing else. Writes the contract `preferences` and OUTPUT.report.json, with
 the lengths of both sides: DPO takes a difference in length for a reason.
 """
@@ -109,7 +109,9 @@ def prefer(arguments: PreferencesArguments) -> pd.DataFrame:
         found = list(conflicts(rows, arguments.seed, length if arguments.balance_lengths else None))
     if not found:
         raise UserError(_why_empty(rows, arguments))
-    chosen, rejected = (draw(pd.DataFrame(side), size, arguments.seed, "preference pairs") for side in zip(*found))
+    chosen, rejected = (
+        draw(pd.DataFrame(side), size, arguments.seed, "preference pairs") for side in zip(*found, strict=True)
+    )
     frame = pd.DataFrame(
         {
             "prompt": [judged.prompt(row) for row in chosen.itertuples()],

@@ -57,9 +57,7 @@ def main() -> None:
     if losses:
         print(f"loss {losses[0]:.3f} -> {losses[-1]:.3f} in {record['steps']:,} steps, {record['train_seconds']:.0f} s")
     print(f"wrote {arguments.output}")
-    print(
-        "next: python -m recipes.teacher.generate --help (passes of the tuned teacher), then recipes.teacher.preferences"
-    )
+    print("next: its passes with recipes.teacher.generate, then python -m recipes.teacher.preferences --help")
 
 
 def tune(arguments: SftArguments) -> dict[str, Any]:

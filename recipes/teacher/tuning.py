@@ -111,7 +111,7 @@ def base_of(arguments: TuningArguments) -> tuple[str, str | None]:
     # Sizes alone tell nothing: Qwen3-4B and Qwen3-4B-Base have the same, and an adapter of one spoils the other.
     if arguments.model not in (None, made_on, facts.get("base_model")):
         raise UserError(
-            f"adapter: {folder} was made on {made_on!r}, not on {arguments.model!r}: an adapter fits its own base only. "
+            f"adapter: {folder} was made on {made_on!r}, not on {arguments.model!r}: it fits its own base only. "
             "Leave `model` out, or train an adapter on that base."
         )
     return arguments.model or made_on, arguments.model_revision or facts.get("base_revision")
@@ -174,8 +174,8 @@ def check_conversations(
         thoughts = THINK.search(answer[-1]["content"])
         if thoughts and (thoughts[1] not in text or "</think>" not in text[len(before) :]):
             raise UserError(
-                f"{source}: row {row}: the chat template drops the reasoning between <think> tags, so the teacher would "
-                "learn bare labels. Pass --chat_template with one that keeps what the last turn thinks (Qwen3's does)."
+                f"{source}: row {row}: the chat template drops the reasoning between <think> tags, so the "
+                "teacher would learn bare labels. Pass --chat_template with one that keeps what the last turn thinks."
             )
         if not text.startswith(before):
             raise UserError(
