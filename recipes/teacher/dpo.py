@@ -14,7 +14,7 @@ The paper calls its loss standard DPO and prints eq. 5 without reference policy 
     -log sigmoid(beta * ([log p(c|x) - log p_ref(c|x)] - [log p(r|x) - log p_ref(r|x)])),
 
 with TRL's DPOTrainer; `loss: eq5` is -log sigmoid(log p(c|x) - log p(r|x)), with TRL's CPOTrainer at cpo_alpha 0 and
-beta 1. Its sums run over tokens, so the shorter answer starts ahead: an ablation, best with --balance_lengths.
+beta 1. Its sums run over tokens, so the shorter answer starts ahead: an ablation, for pairs of balanced length.
 
 Without `adapter`, `model` itself is the reference, under a new adapter. Resumes, and records, as recipes.teacher.sft.
 """
@@ -66,7 +66,7 @@ def main() -> None:
     if record["validation"]:
         before, after = (record["validation"][when]["eval_rewards/margins"] for when in ("before", "after"))
         accuracy = record["validation"]["after"]["eval_rewards/accuracies"]
-        print(f"held-out margin {before:.4f} -> {after:.4f}; the chosen answer gained more in {accuracy:.1%}")
+        print(f"held-out pairs: margin {before:.4f} -> {after:.4f}, chosen above rejected in {accuracy:.1%}")
     print(f"wrote {arguments.output}")
     print("next: python -m recipes.teacher.generate --help, recipes.teacher.evaluate, or recipes.teacher.merge")
 
@@ -107,7 +107,7 @@ def prepare(arguments: DpoArguments) -> tuple[Any, dict[str, Any]]:
             check_conversations(
                 tokenizer,
                 list(zip(rows["prompt"], rows[side], strict=True)),
-                arguments.max_length,
+                arguments.max_length - (arguments.loss == "eq5"),  # CPOTrainer adds an eos token of its own
                 arguments.too_long,
                 f"{files[split]} ({side})",
             )

@@ -9,6 +9,7 @@ merged model has to give the logits of base and adapter.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from recipes.arguments import UserError, parse, run
@@ -53,7 +54,8 @@ def merge(arguments: MergeArguments) -> float:
     )  # fmt: skip
     name, revision = base_of(common)
     output = make_folder(arguments.output)
-    tokenizer = load_tokenizer(arguments.adapter)
+    own = Path(arguments.adapter, "tokenizer_config.json").is_file()
+    tokenizer = load_tokenizer(arguments.adapter) if own else load_tokenizer(name, revision)
     adapted = with_adapter(load_model(name, revision, common), arguments.adapter).eval()
     token_ids = torch.arange(min(16, adapted.config.vocab_size)).unsqueeze(0).to(adapted.device)  # (1, 16)
     with torch.no_grad():

@@ -155,10 +155,9 @@ def conflicts(rows: pd.DataFrame, seed: int, length: Callable[[str], int] | None
         if not right:
             continue
         for perspective, failing in group[~group["right"]].groupby("perspective", sort=False):
-            wrong = list(failing.itertuples(index=False))
             generator = random.Random(f"{seed} {pair_id} {perspective}")
-            generator.shuffle(right := sorted(right, key=lambda row: (row.perspective, row.sample_index)))
-            generator.shuffle(wrong)
+            wrong = list(failing.itertuples(index=False))
+            right, wrong = (generator.sample(side, k=len(side)) for side in (right, wrong))
             if length is None:
                 yield right[0], wrong[0]
             else:

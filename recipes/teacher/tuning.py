@@ -327,12 +327,13 @@ def train(trainer: Trainer, arguments: TuningArguments, settings: dict[str, Any]
     machine["packages"] |= {name: importlib.metadata.version(name) for name in ("trl", "peft")}
     evaluations = [line for line in trainer.state.log_history if any(name.startswith("eval_") for name in line)]
     stage = {"verb": facts["verb"], **settings}
+    weights = [value for name, value in model.named_parameters() if ".ref." not in name]  # DPO's reference
     record = {
         **facts,
         **settings,
         "stages": [*_stages(arguments.adapter), stage],
-        "parameters": sum(p.numel() for name, p in model.named_parameters() if ".ref." not in name),
-        "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        "parameters": sum(value.numel() for value in weights),
+        "trainable_parameters": sum(value.numel() for value in weights if value.requires_grad),
         "validation": {"before": evaluations[0], "after": evaluations[-1]} if evaluations else None,
         "steps": trainer.state.global_step,
         "train_seconds": round(result.metrics["train_runtime"], 1),
