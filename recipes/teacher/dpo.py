@@ -33,6 +33,7 @@ from recipes.teacher.tuning import (
     base_of,
     check_conversations,
     check_numbers,
+    commit_of,
     load_model,
     load_tokenizer,
     new_lora,
@@ -116,7 +117,7 @@ def prepare(arguments: DpoArguments) -> tuple[Any, dict[str, Any]]:
         data[split] = rows.select([row for row, kept in enumerate(zip(*both, strict=True)) if all(kept)])
 
     model = load_model(name, revision, arguments)
-    base_commit = model.config._commit_hash or revision
+    base_commit = commit_of(model) or revision
     options = {
         "args": _configuration(arguments),
         "train_dataset": data["train"],

@@ -26,6 +26,7 @@ from recipes.teacher.tuning import (
     TuningArguments,
     base_of,
     check_numbers,
+    commit_of,
     load_model,
     load_tokenizer,
     new_lora,
@@ -105,7 +106,7 @@ def pretrain(arguments: PretrainArguments) -> dict[str, Any]:
         split: Dataset.from_dict({"input_ids": _chunks(lines, tokenizer, arguments)}) for split, lines in texts.items()
     }
     model = load_model(name, revision, arguments)
-    base_commit = model.config._commit_hash or revision
+    base_commit = commit_of(model) or revision
     trainer = SFTTrainer(
         model if arguments.adapter is None else with_adapter(model, arguments.adapter),
         args=SFTConfig(**training_options(arguments)),

@@ -27,6 +27,7 @@ from recipes.teacher.tuning import (
     base_of,
     check_conversations,
     check_numbers,
+    commit_of,
     load_model,
     load_tokenizer,
     new_lora,
@@ -87,7 +88,7 @@ def tune(arguments: SftArguments) -> dict[str, Any]:
     from trl import SFTConfig, SFTTrainer
 
     model = load_model(name, revision, arguments)
-    base_commit = model.config._commit_hash or revision
+    base_commit = commit_of(model) or revision
     trainer = SFTTrainer(
         model if arguments.adapter is None else with_adapter(model, arguments.adapter),
         args=SFTConfig(**training_options(arguments), completion_only_loss=True),

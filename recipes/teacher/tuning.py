@@ -222,6 +222,11 @@ def load_model(name: str, revision: str | None, arguments: TuningArguments) -> P
         raise UserError(f"model {name!r} (revision {revision}) cannot be loaded: {_one_line(error)}") from None
 
 
+def commit_of(model: PreTrainedModel) -> str | None:
+    """Return the commit on the Hub that a model was loaded from; a folder has none, nor the attribute."""
+    return getattr(model.config, "_commit_hash", None)
+
+
 def on_gpu(arguments: TuningArguments) -> bool:
     """Say whether a GPU will be used."""
     import torch
