@@ -238,10 +238,20 @@ def with_adapter(model: PreTrainedModel, folder: str) -> PeftModel:
     """Put a saved adapter on its base, trainable.
 
     Raises:
-        UserError: Its weights are not those that the base takes. (peft itself only warns of missing ones.)
+        UserError: Its weights are not those that the base takes, or the base is not the size it was made on. (peft
+            warns of missing weights and takes no notice of a deeper base.)
     """
     from peft import PeftConfig, get_peft_model, get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
 
+    record = Path(folder, RECORD)
+    if record.is_file():
+        facts = json.loads(record.read_text(encoding="utf-8"))
+        made_on = facts["parameters"] - facts["trainable_parameters"]
+        if made_on != (size := sum(value.numel() for value in model.parameters())):
+            raise UserError(
+                f"adapter: {folder} does not fit its base {model.name_or_path}: it was made on {made_on:,} parameters "
+                f"and finds {size:,}. Was another base saved under this name?"
+            )
     config = PeftConfig.from_pretrained(folder)
     config.inference_mode = False
     try:
