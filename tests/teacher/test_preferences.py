@@ -87,16 +87,23 @@ def test_sizes_match(options, tmp_path):
         prefer(PreferencesArguments(**options, size=6))
 
 
-def test_balancing_brings_the_lengths_together(options, tmp_path):
+def test_balancing_takes_the_closest_of_all_choices(options, tmp_path):
     completions = completions_of()
-    completions["rationale"] += [" and so on" * (number % 5) for number in range(len(completions))]
+    completions["rationale"] += [" word" * (7 * number % 11) for number in range(len(completions))]
     save(tmp_path, completions)
-    differences = []
-    for balance in (False, True):
-        prefer(PreferencesArguments(**options, balance_lengths=balance))
-        report = json.loads((tmp_path / "preferences.parquet.report.json").read_text())
-        differences.append(report["lengths"]["mean_absolute_difference"])
-    assert differences[1] < differences[0]
+    frame = prefer(PreferencesArguments(**options, balance_lengths=True))
+    completions["words"] = completions["rationale"].map(count_words)
+    completions["right"] = [VERDICTS[row.pair_id][0][0] == row.predicted_label for row in completions.itertuples()]
+    closest = []
+    for row in frame.itertuples():
+        group = completions[completions["pair_id"] == row.pair_id]
+        wrong = group[~group["right"] & (group["perspective"] == row.rejected_perspective)]
+        closest.append(min(abs(a - b) for a in group[group["right"]]["words"] for b in wrong["words"]))
+        chosen, rejected = sides(row)
+        assert abs(count_words(chosen.rationale) - count_words(rejected.rationale)) == closest[-1]
+    report = json.loads((tmp_path / "preferences.parquet.report.json").read_text())
+    assert report["lengths"]["mean_absolute_difference"] == round(sum(closest) / len(closest), 2)
+    assert len(frame) == 5
 
 
 def test_the_length_report_by_hand():
