@@ -31,7 +31,8 @@ class Column:
     """One column of a contract.
 
     Attributes:
-        kind: `string`, `integer`, `number`, or `vector` (a list of numbers, one length in the whole column).
+        kind: `string`, `integer`, `number`, `vector` (a list of numbers, one length in the whole column), or
+            `messages` (a list, never empty, of chat messages: structs of `role` and `content`).
         required: False: the column may be absent.
         nullable: True: cells may be null.
         blank: False: a string of white space alone is an error.
@@ -51,7 +52,7 @@ class Contract:
         name: What the error messages call it.
         made_by: The stage that writes it.
         columns: Column name -> what it must hold. Columns that are not named pass through untouched.
-        key: The columns that together identify a row; duplicates are an error.
+        key: The columns that together identify a row; duplicates are an error. Empty: rows may repeat.
     """
 
     name: str
@@ -100,6 +101,32 @@ COMPLETIONS = Contract(
         "parse_error": _OPTIONAL,
     },
     key=("pair_id", "perspective", "sample_index"),
+)
+
+SFT = Contract(
+    name="sft",
+    made_by="recipes.teacher.sft_data",
+    columns={
+        "prompt": Column("messages"),
+        "completion": Column("messages"),
+        "pair_id": _ID,
+        "perspective": _TEXT,
+    },
+    key=(),
+)
+
+PREFERENCES = Contract(
+    name="preferences",
+    made_by="recipes.teacher.preferences",
+    columns={
+        "prompt": Column("messages"),
+        "chosen": Column("messages"),
+        "rejected": Column("messages"),
+        "pair_id": _ID,
+        "chosen_perspective": _TEXT,
+        "rejected_perspective": _TEXT,
+    },
+    key=(),
 )
 
 RATIONALES = Contract(
@@ -244,16 +271,41 @@ def _check_column(values: pa.ChunkedArray, name: str, column: Column, source: st
     is_string = pa.types.is_string(kind) or pa.types.is_large_string(kind)
     is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
     is_number = pa.types.is_integer(kind) or pa.types.is_floating(kind)
-    matches = {"string": is_string, "integer": pa.types.is_integer(kind), "number": is_number, "vector": is_list}
+    is_chat = is_list and pa.types.is_struct(kind.value_type)
+    is_chat = is_chat and {"role", "content"} <= {
+        kind.value_type.field(i).name for i in range(kind.value_type.num_fields)
+    }
+    matches = {
+        "string": is_string,
+        "integer": pa.types.is_integer(kind),
+        "number": is_number,
+        "vector": is_list and not is_chat,
+        "messages": is_chat,
+    }
     # A column of nulls alone has no type of its own.
     if not matches[column.kind] and not (pa.types.is_null(kind) and column.nullable):
-        raise UserError(f"{source}: column {name!r} holds {kind}; expected {column.kind}.")
+        expected = "messages (role, content)" if column.kind == "messages" else column.kind
+        raise UserError(f"{source}: column {name!r} holds {kind}; expected {expected}.")
     if not column.nullable and values.null_count:
         raise refuse(pc.index(pc.is_null(values), True).as_py(), "is null", f"a {column.kind}")
     if is_string and not column.blank:
         blank = pc.equal(pc.utf8_trim_whitespace(values.cast(pa.large_string())), "")
         if pc.any(blank).as_py():
             raise refuse(pc.index(blank, True).as_py(), "is empty or blank", "some text")
+    if column.kind == "messages":
+        lengths = pc.list_value_length(values)
+        if pc.any(pc.equal(lengths, 0)).as_py():
+            raise refuse(pc.index(lengths, pa.scalar(0, lengths.type)).as_py(), "has no message", "one or more")
+        messages = pc.list_flatten(values)
+        for part in ("role", "content"):
+            texts = pc.struct_field(messages, part)
+            if not pa.types.is_string(texts.type) and not pa.types.is_large_string(texts.type):
+                raise UserError(f"{source}: column {name!r}: {part} holds {texts.type}; expected string.")
+            missing = pc.is_null(texts)
+            if pc.any(missing).as_py():
+                parents = pc.list_parent_indices(values)
+                row = parents[pc.index(missing, True).as_py()].as_py()
+                raise refuse(row, f"has a message without {part}", "a text")
     if column.kind == "vector" and len(values):
         lengths = pc.list_value_length(values).to_numpy()
         if (lengths != lengths[0]).any():
@@ -266,6 +318,8 @@ def _check_column(values: pa.ChunkedArray, name: str, column: Column, source: st
 
 
 def _check_unique(table: pa.Table, contract: Contract, source: str | Path) -> None:
+    if not contract.key:
+        return
     keys = table.select(list(contract.key)).to_pandas()
     duplicated = keys.duplicated()
     if duplicated.any():

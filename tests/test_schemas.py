@@ -14,6 +14,7 @@ from recipes.schemas import (
     PAIRS,
     PREDICTIONS,
     RATIONALES,
+    SFT,
     check,
     load_labels,
     read,
@@ -223,3 +224,22 @@ def test_a_broken_label_schema_is_named(tmp_path, text, message):
 def test_no_such_label_schema():
     with pytest.raises(UserError, match=r"label schema 'nope': no such file\. Known: aliexpress6, esci"):
         load_labels("nope")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        ([], "row 0, column 'prompt': has no message; expected one or more"),
+        ([{"role": "user", "content": None}, {"role": "user", "content": "x"}], "a message without content"),
+        ("plain text", r"holds .*string; expected messages \(role, content\)"),
+        ([1.0, 2.0], r"holds list.*; expected messages \(role, content\)"),
+    ],
+)
+def test_messages_have_a_role_and_a_content(prompt, message, tmp_path):
+    turns = [{"role": "assistant", "content": "yes"}]
+    rows = [
+        {"prompt": value, "completion": turns, "pair_id": "1", "perspective": "unified"}
+        for value in (prompt, prompt or [{"role": "user", "content": "x"}])
+    ]
+    with pytest.raises(UserError, match=message):
+        write(pd.DataFrame(rows), tmp_path / "sft.parquet", SFT)

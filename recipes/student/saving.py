@@ -1,4 +1,4 @@
-"""The folder of a student: claimed by its settings, resumed from its checkpoints, finished whole or not at all."""
+"""The folder of a student or tuned teacher: claimed by its settings, resumed, finished whole or not at all."""
 
 from __future__ import annotations
 
@@ -21,11 +21,13 @@ RECORD = "training.json"
 PERSPECTIVES = "perspectives.safetensors"  # the name that modeling_lrkd.pipeline_lrkd looks for
 
 
-def claim_folder(output: Path, settings: dict[str, Any], overwrite: bool) -> dict[str, Any] | None:
-    """Return the record of a finished student with these settings, or make the folder ready for one.
+def claim_folder(
+    output: Path, settings: dict[str, Any], overwrite: bool, what: str = "student"
+) -> dict[str, Any] | None:
+    """Return the record of a finished student (or `what`) with these settings, or make the folder ready for one.
 
     Raises:
-        UserError: The folder holds a student of other settings; or, to be overwritten, something else than a student.
+        UserError: The folder holds one of other settings; or, to be overwritten, something else.
     """
     is_main = int(os.environ.get("RANK", "0")) == 0
     claim = output / "checkpoints" / "settings.json"
@@ -37,7 +39,7 @@ def claim_folder(output: Path, settings: dict[str, Any], overwrite: bool) -> dic
             for name, value in settings[part].items():
                 if found[part].get(name) != value:
                     raise UserError(
-                        f"{output}: holds a student with {name} = {found[part].get(name)!r}, not {value!r}. Choose "
+                        f"{output}: holds a {what} with {name} = {found[part].get(name)!r}, not {value!r}. Choose "
                         "another output folder, or pass --overwrite to discard it."
                     )
         if path.name == RECORD:
@@ -45,9 +47,7 @@ def claim_folder(output: Path, settings: dict[str, Any], overwrite: bool) -> dic
     if is_main:
         if overwrite and output.is_dir():
             if any(output.iterdir()) and not ((output / RECORD).is_file() or claim.is_file()):
-                raise UserError(
-                    f"{output}: holds no student, so --overwrite will not delete it. Choose another folder."
-                )
+                raise UserError(f"{output}: holds no {what}, so --overwrite will not delete it. Choose another folder.")
             shutil.rmtree(output)
         write_json(claim, settings)
     return None
@@ -60,8 +60,13 @@ def last_complete_checkpoint(folder: Path) -> Path | None:
     for checkpoint in sorted(folder.glob("checkpoint-*"), key=lambda path: -int(path.name.split("-")[1])):
         try:
             json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))  # Trainer writes it last
-            with safe_open(checkpoint / "model.safetensors", framework="pt"):
+            weights = list(checkpoint.glob("*.safetensors"))  # of a model, its shards, or an adapter
+            for file in weights:
+                with safe_open(file, framework="pt"):
+                    pass
+            if weights:
                 return checkpoint
+            raise FileNotFoundError(checkpoint)
         except (OSError, ValueError, SafetensorError):
             print(f"{checkpoint} is incomplete: removed.")
             shutil.rmtree(checkpoint, ignore_errors=True)
@@ -74,6 +79,7 @@ def save_student(
     record: dict[str, Any],
     output: Path,
     perspectives: dict[str, np.ndarray] | None = None,
+    **options: Any,
 ) -> None:
     """Put the finished student in its folder: beside it first, so that a full disk leaves no half of one.
 
@@ -83,6 +89,7 @@ def save_student(
         record: What it was made from and how it went, written last.
         output: Its folder.
         perspectives: Mean embedding of each perspective's training rationales, `(reasoning_dim,)` each.
+        options: To the model's `save_pretrained`.
     """
     from safetensors.numpy import save_file
 
@@ -90,7 +97,7 @@ def save_student(
     shutil.rmtree(partial, ignore_errors=True)
     try:
         with explain_failed_writes(output):
-            model.save_pretrained(partial)
+            model.save_pretrained(partial, **options)
             save_tokenizer(tokenizer, partial)
             if perspectives is not None:
                 save_file(perspectives, partial / PERSPECTIVES)
