@@ -41,7 +41,7 @@ def package_adapter(arguments: PackageArguments) -> Files:
     config, training = read_record(config_file, TRAIN), read_record(training_file, TRAIN)
     metrics = read_record(metrics_file, EVALUATE)
     require(source / WEIGHTS, TRAIN)
-    evaluated = need(metrics, "facts.adapter_sha256", metrics_file, EVALUATE)
+    evaluated = need(metrics, "facts.adapter_sha256", metrics_file, f"{EVALUATE} --adapter {source}")
     if evaluated != sha256(source / WEIGHTS):
         raise UserError(f"{metrics_file}: is of other weights (sha256 {evaluated[:12]}...) than {source / WEIGHTS}.")
 

@@ -15,8 +15,8 @@ from recipes.arguments import UserError
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-# What the Hub's access tokens look like.
-TOKEN = re.compile(rb"hf_[A-Za-z0-9]{30,}")
+# What the Hub's access tokens look like; a card escapes the underscore, as markdown wants it.
+TOKEN = re.compile(rb"hf\\?_[A-Za-z0-9]{30,}")
 # Folders that git and the Hub's clients keep for themselves: the Hub takes no file under them.
 RESERVED = {".git", ".cache"}
 AGAIN = "Package it again: python -m recipes.publish.package"

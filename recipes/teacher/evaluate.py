@@ -4,6 +4,8 @@
         --completions completions.parquet --output runs/esci/teacher
     python -m recipes.teacher.evaluate --pairs runs/bazaar --completions runs/bazaar/completions.parquet \
         --labels aliexpress6 --output runs/bazaar/teacher
+    python -m recipes.teacher.evaluate --pairs runs/esci/pairs --completions runs/esci/tuned.parquet \
+        --adapter runs/esci/teacher_dpo --output runs/esci/teacher_dpo/evaluation
 
 Reads one split of pairs and any number of files of completions; writes metrics.json, table.md and perspectives.png.
 What is measured, and what one sample a perspective does not allow, stands in metrics.json (`conventions`, `undefined`).
@@ -37,6 +39,11 @@ class EvaluateArguments:
     output: str = field(metadata={"help": "Folder to write metrics.json, table.md and perspectives.png to."})
     split: str = field(default="test", metadata={"help": "Which file of the pairs folder."})
     labels: str = field(default="esci", metadata={"help": "Label schema: a name in recipes/labels/, or a YAML file."})
+    adapter: str | None = field(
+        default=None,
+        metadata={"help": "Folder of the LoRA adapter that wrote the completions: its digest is recorded, and its card "
+                          "shows only what was measured of it."},
+    )  # fmt: skip
     missing: Literal["error", "drop"] = field(
         default="error",
         metadata={"help": "Pairs that some perspective has no completion of: stop, or leave them out and say so."},
@@ -60,6 +67,9 @@ def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
 
     if arguments.draws < 1:
         raise UserError(f"--draws {arguments.draws}: expected at least 1.")
+    adapter = None if arguments.adapter is None else Path(arguments.adapter, "adapter_model.safetensors")
+    if adapter is not None and not adapter.is_file():
+        raise UserError(f"{adapter}: no such file. Pass --adapter the folder that recipes.teacher.sft or dpo wrote.")
     schema = load_labels(arguments.labels)
     pairs_file = Path(arguments.pairs, f"{arguments.split}.parquet")
     pairs = read_pairs(arguments.pairs, [arguments.split])[arguments.split]
@@ -95,6 +105,7 @@ def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
             "pairs": str(pairs_file),
             "pairs_sha256": sha256(pairs_file),
             "completions": {file: sha256(file) for file in arguments.completions},
+            "adapter_sha256": None if adapter is None else sha256(adapter),
             "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "environment": environment(),
             "arguments": to_dict(arguments),

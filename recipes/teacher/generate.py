@@ -30,7 +30,7 @@ from recipes.schemas import COMPLETIONS, PERSPECTIVES, SPLITS, read_pairs, write
 from recipes.teacher.asking import ask_model, ask_servers, common_settings, reach
 from recipes.teacher.journal import Journal, Key, refuse_changes
 from recipes.teacher.plan import Plan, Progress, summary, table
-from recipes.teacher.prompts import PROMPTS, load_prompts
+from recipes.teacher.prompts import PROMPTS, TEMPLATES, load_prompts
 
 
 @dataclass
@@ -47,6 +47,10 @@ class GenerateArguments:
     examples: str | None = field(
         default=None,
         metadata={"help": "Few-shot examples: a name in recipes/prompts/examples, or a YAML file (None: zero-shot)."},
+    )
+    templates: str | None = field(
+        default=None,
+        metadata={"help": "Folder of prompt templates, for a tuned teacher those it learnt (None: recipes/prompts)."},
     )
     perspectives: list[str] = field(
         default_factory=lambda: list(PERSPECTIVES),
@@ -186,7 +190,12 @@ def make_plan(arguments: GenerateArguments) -> Plan:
     """Read the pairs and what prompts are made of."""
     import pandas as pd
 
-    book = load_prompts(arguments.labels, arguments.rules or arguments.labels, arguments.examples)
+    book = load_prompts(
+        arguments.labels,
+        arguments.rules or arguments.labels,
+        arguments.examples,
+        templates=arguments.templates or TEMPLATES,
+    )
     pairs = pd.concat(read_pairs(arguments.pairs, arguments.splits).values(), ignore_index=True)
     if arguments.limit is not None:
         pairs = pairs.head(arguments.limit)

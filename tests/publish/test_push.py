@@ -190,7 +190,7 @@ def test_the_folder_must_be_what_was_packaged(hub, package, push_to, tmp_path):
 
 def test_a_token_is_never_pushed(hub, package, push_to, capsys):
     token = hub.token()
-    for content in (b"x" * 1_048_570 + token.encode(), b"key = hf_" + b"a1" * 17):
+    for content in (b"x" * 1_048_570 + token.encode(), b"key = hf_" + b"a1" * 17, rb"a card: hf\_" + b"a1" * 17):
         with pytest.raises(UserError, match=r"notes[.]txt: holds what looks like an access token") as caught:
             push_to(package({"notes.txt": content}), token=token)
         assert token not in str(caught.value)

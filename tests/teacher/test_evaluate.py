@@ -2,6 +2,7 @@
 
 import collections
 import itertools
+import hashlib
 import json
 import math
 import os
@@ -267,6 +268,15 @@ def test_the_verb_measures_and_writes(files):
     assert (folder / "out" / "table.md").read_text() == table(metrics)
     assert (folder / "out" / "perspectives.png").stat().st_size > 10_000
     assert metrics["facts"]["completions"].keys() == {str(folder / "completions.parquet")}
+    assert metrics["facts"]["adapter_sha256"] is None
+
+
+def test_the_adapter_that_wrote_the_completions_is_recorded(files):
+    """Its card is refused without, or with another's."""
+    folder, completions = files
+    (folder / "adapter_model.safetensors").write_bytes(b"weights")
+    metrics = call(folder, completions, adapter=str(folder))
+    assert metrics["facts"]["adapter_sha256"] == hashlib.sha256(b"weights").hexdigest()
 
 
 def test_files_of_other_tools_may_give_no_reasons_and_uneven_samples(files):
@@ -301,6 +311,7 @@ def test_pairs_without_completions_stop_it_or_are_left_out_aloud(files, capsys):
         ({}, {"split": "train"}, "train.parquet: no such file"),
         ({}, {"labels": "aliexpress6"}, "column 'label': label 'E' is not in the schema 'aliexpress6'"),
         ({}, {"draws": 0}, "--draws 0: expected at least 1"),
+        ({}, {"adapter": "nowhere"}, "nowhere/adapter_model.safetensors: no such file"),
         ({}, {"pairs": "nowhere"}, "nowhere: no such folder. Expected pairs"),
     ],
 )
