@@ -1,8 +1,8 @@
 """Measuring a teacher: hand-computed values, counting by brute force, and what one sample does not allow."""
 
 import collections
-import itertools
 import hashlib
+import itertools
 import json
 import math
 import os
