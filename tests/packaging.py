@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import yaml
 
 from recipes.record import environment, sha256
@@ -85,6 +86,44 @@ def score(folder: Path) -> None:
 def name_commit(recorded: dict) -> None:
     """The tests also run where there is no git; a record without a commit is refused by another test."""
     recorded["code_commit"] = recorded["code_commit"] or 40 * "0"
+
+
+def make_rationales(folder: Path) -> Path:
+    """Run the stages before a dataset: `bazaar/` (120 pairs), `completions.parquet`, `embedded.parquet`."""
+    from recipes.data.bazaar import main as make_bazaar
+    from recipes.rationales.build import BuildArguments, build
+    from recipes.rationales.embed import EmbedArguments, embed
+    from recipes.schemas import SPLITS
+    from recipes.teacher.scripted import main as teach
+    from tests.tiny import save_tiny_embedder
+
+    with pytest.MonkeyPatch.context() as patch:
+        options = ["--output", str(folder / "bazaar"), "--size", "120", "--seed", "3", "--locales", "en", "jp"]
+        patch.setattr(sys, "argv", ["bazaar", *options])
+        make_bazaar()
+        options = ["--pairs", str(folder / "bazaar"), "--output", str(folder / "completions.parquet")]
+        patch.setattr(sys, "argv", ["scripted", *options, "--samples", "2"])
+        teach()
+    build(
+        BuildArguments(
+            pairs=str(folder / "bazaar"),
+            completions=[str(folder / "completions.parquet")],
+            output=str(folder / "rationales.parquet"),
+            labels="aliexpress6",
+            splits=list(SPLITS),
+            keep="all",
+            samples="all",
+        )
+    )
+    embed(
+        EmbedArguments(
+            rationales=str(folder / "rationales.parquet"),
+            encoder=str(save_tiny_embedder(folder / "embedder")),
+            output=str(folder / "embedded.parquet"),
+            max_length=32,
+        )
+    )
+    return folder
 
 
 def make_adapter(folder: Path) -> Path:
@@ -184,14 +223,21 @@ for number, code in enumerate(json.loads(sys.stdin.read())):
 """
 
 
-def run_snippets(codes: list[str], tmp_path: Path) -> list[str]:
-    """Run each in one clean process with empty caches and no network; return what each printed."""
+def run_snippets(codes: list[str], tmp_path: Path, hub: dict[str, str] | None = None) -> list[str]:
+    """Run each in one clean process with empty caches; return what each printed.
+
+    Args:
+        codes: The snippets.
+        tmp_path: Where they run.
+        hub: The environment in which they find a Hub; None: they have no network.
+    """
     kept = {name: value for name, value in os.environ.items() if name != "PYTHONPATH" and not name.startswith("HF_")}
+    offline = {**kept, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1"}
     result = subprocess.run(
         [sys.executable, "-c", STRANGER],
         input=json.dumps(codes),
         cwd=tmp_path,
-        env={**kept, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1"},
+        env=offline if hub is None else hub,
         capture_output=True,
         text=True,
         check=False,

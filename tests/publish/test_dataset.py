@@ -19,14 +19,10 @@ from markdown_it import MarkdownIt
 
 from hub_cards.facts import CardError
 from recipes.arguments import UserError
-from recipes.data.bazaar import main as make_bazaar
 from recipes.publish.dataset_statistics import agreement
 from recipes.publish.package import PackageArguments, collect, package
-from recipes.rationales.build import BuildArguments, build
-from recipes.rationales.embed import EmbedArguments, embed
 from recipes.schemas import PERSPECTIVES, RATIONALES, SPLITS, load_labels, read, read_pairs
-from recipes.teacher.scripted import main as teach
-from tests.tiny import save_tiny_embedder
+from tests.packaging import make_rationales
 
 ROOT = Path(__file__).parents[2]
 FACTS = ROOT / "recipes" / "configs" / "publish" / "facts_bazaar_dataset.yaml"
@@ -56,36 +52,7 @@ json.dump(found, open(sys.argv[1], "w"))
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """The outputs of the stages, of 120 pairs in two locales; two samples a perspective."""
-    folder = tmp_path_factory.mktemp("made")
-    with pytest.MonkeyPatch.context() as patch:
-        options = ["--output", str(folder / "bazaar"), "--size", "120", "--seed", "3", "--locales", "en", "jp"]
-        patch.setattr(sys, "argv", ["bazaar", *options])
-        make_bazaar()
-        options = ["--pairs", str(folder / "bazaar"), "--output", str(folder / "completions.parquet")]
-        patch.setattr(sys, "argv", ["scripted", *options, "--samples", "2"])
-        teach()
-    build(
-        BuildArguments(
-            pairs=str(folder / "bazaar"),
-            completions=[str(folder / "completions.parquet")],
-            output=str(folder / "rationales.parquet"),
-            labels="aliexpress6",
-            splits=list(SPLITS),
-            keep="all",
-            samples="all",
-        )
-    )
-    embedder = save_tiny_embedder(folder / "embedder")
-    embed(
-        EmbedArguments(
-            rationales=str(folder / "rationales.parquet"),
-            encoder=str(embedder),
-            output=str(folder / "embedded.parquet"),
-            max_length=32,
-        )
-    )
-    return folder
+    return make_rationales(tmp_path_factory.mktemp("made"))
 
 
 def arguments_for(folder, **options):

@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -28,18 +28,20 @@ runpy.run_path("app.py", run_name="__main__")
 
 
 @contextmanager
-def serve(models: Sequence[str | Path], folder: Path) -> Iterator[str]:
-    """Copy the Space to `folder` and run it there; yield its address.
+def serve(
+    models: Sequence[str | Path], folder: Path, source: Path = SPACE, environment: Mapping[str, str] = os.environ
+) -> Iterator[str]:
+    """Copy the Space to `folder` and run it there; yield its address. Without `models` it offers those of `space.json`.
 
     Raises:
         RuntimeError: It does not start, or it printed a traceback; the message is what it printed.
     """
-    shutil.copytree(SPACE, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(source, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     environment = {
-        **os.environ,
+        **environment,
         "LRKD_MODELS": ",".join(map(str, models)),
         "HF_MODULES_CACHE": str(folder / "modules"),
         "GRADIO_TEMP_DIR": str(folder / "gradio"),
