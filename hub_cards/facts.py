@@ -75,6 +75,7 @@ class Statement:
         dataset_id: Hub id of the data, where it is there.
         dataset_revision: Commit of it on the Hub.
         base_model: Hub id of the base model, where the run was given a local folder.
+        base_revision: Commit of it that the folder is a copy of (an adapter's card states it).
         code_url: Where the code of `code_commit` is.
     """
 
@@ -92,6 +93,7 @@ class Statement:
     dataset_id: str | None = None
     dataset_revision: str | None = None
     base_model: str | None = None
+    base_revision: str | None = None
     code_url: str | None = None
 
     def check(self, source: str | Path) -> None:

@@ -30,25 +30,37 @@ def run(code, folder):
     return result.stdout
 
 
-def test_there_are_two_snippets():
-    assert len(SNIPPETS) == 2
+def test_there_are_three_snippets():
+    assert len(SNIPPETS) == 3
 
 
-def test_load_and_score(tmp_path):
+@pytest.fixture
+def demo(tmp_path):
+    """A folder with something in the place of the demo's student."""
     torch.manual_seed(0)
+    labels = {0: "Match", 1: "Mismatch"}
     model = LRKDForSequenceClassification(
-        LRKDConfig(encoder_config=tiny_config(), id2label={0: "Match", 1: "Mismatch"})
+        LRKDConfig(encoder_config=tiny_config(), id2label=labels, label_gains=[1.0, 0.0])
     )
     folder = tmp_path / "runs" / "demo" / "students" / "lrkd-gat-0"
     model.save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
-    assert re.search(r"'label': '(Match|Mismatch)', 'score': 0\.\d+", run(SNIPPETS[0], tmp_path))
+    return tmp_path
+
+
+def test_load_and_score(demo):
+    assert re.search(r"'label': '(Match|Mismatch)', 'score': 0\.\d+", run(SNIPPETS[0], demo))
+
+
+def test_rank(demo):
+    ranks = re.findall(r"^([12]) (Desk lamp|USB-C cable, 2 m) (?:Match|Mismatch) 0\.\d+", run(SNIPPETS[1], demo), re.M)
+    assert [rank for rank, _ in ranks] == ["1", "2"]
 
 
 def test_build_train_and_save(tmp_path):
     save_tiny_encoder(tmp_path / "encoder")
-    code = SNIPPETS[1].replace("google-bert/bert-base-multilingual-uncased", "encoder")
-    assert code != SNIPPETS[1]
+    code = SNIPPETS[2].replace("google-bert/bert-base-multilingual-uncased", "encoder")
+    assert code != SNIPPETS[2]
     assert "torch.Size([1, 4]) torch.Size([1, 16])" in run(code, tmp_path)
     assert (tmp_path / "student" / "modeling_lrkd.py").is_file()
 

@@ -105,7 +105,10 @@ def _base_model(
     recorded = need(training, "base_model", file, TRAIN)
     if REPO_ID.fullmatch(named) and REPO_ID.fullmatch(recorded) and named != recorded:
         raise UserError(f"{config_file}: the base is {named!r}, but {file} records {recorded!r}: not one training's.")
-    revision = need(training, "base_revision", file, TRAIN)
+    # A folder of this machine has no commit: then a person says which one it is a copy of.
+    revision = statement.base_revision or need(
+        training, "base_revision", file, f"{TRAIN}, or 'base_revision' in --facts,"
+    )
     return BaseModel(base_model_id(recorded, statement, file), revision, None)
 
 

@@ -80,7 +80,7 @@ def public_metrics(metrics: Mapping[str, Any], repo_id: str) -> dict[str, Any]:
     """Return the metrics without the paths of the machine that made them."""
     facts = metrics["facts"]
     options = facts.get("arguments", {})
-    private = ("model", "pairs", "completions", "output", "device")
+    private = ("model", "pairs", "completions", "adapter", "output", "device")
     kept = {key: value for key, value in options.items() if key not in private}
     if "labels" in kept:
         kept["labels"] = Path(kept["labels"]).stem

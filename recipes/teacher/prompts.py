@@ -5,9 +5,10 @@
     python -m recipes.teacher.prompts --labels aliexpress6 --rules aliexpress6 --perspective business_rule --locale ko \
         --query "..." --title "..."
 
-Prints the messages and their hash, and sends nothing. The templates are `recipes/prompts/*.jinja`, one a perspective
-and one for the perspective-free prompt (`unified`); labels and definitions come from `recipes/labels`, the rules that
-only `business_rule` sees from `recipes/rules`, few-shot examples from `recipes/prompts/examples`.
+Prints the messages and their hash, and sends nothing; `--output messages.json` keeps them, for an adapter's card. The
+templates are `recipes/prompts/*.jinja`, one a perspective and one for the perspective-free prompt (`unified`); labels
+and definitions come from `recipes/labels`, the rules that only `business_rule` sees from `recipes/rules`, few-shot
+examples from `recipes/prompts/examples`.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from recipes.arguments import UserError, parse, run
+from recipes.record import write_json
 from recipes.schemas import PERSPECTIVES, LabelSchema, load_labels
 from recipes.teacher.books import Case, Rule, load_cases, load_rules
 
@@ -242,6 +244,9 @@ class PromptArguments:
         default="text", metadata={"help": "Examples in the system message, or as turns of the conversation."}
     )
     templates: str = field(default=str(TEMPLATES), metadata={"help": "Folder of the templates."})
+    output: str | None = field(
+        default=None, metadata={"help": "Write the messages there as JSON: --messages of recipes.publish.package."}
+    )
 
 
 def main() -> None:
@@ -259,6 +264,8 @@ def main() -> None:
     for message in messages:
         print(f"--- {message['role']}\n{message['content']}\n")
     print(f"--- prompt_hash {prompt_hash(messages)}")
+    if arguments.output is not None:
+        print(f"Wrote {write_json(arguments.output, messages)}")
     print("Next: python -m recipes.teacher.generate --help")
 
 

@@ -6,10 +6,15 @@ from pathlib import Path
 import pytest
 
 from recipes.arguments import parse
+from recipes.publish.package import PackageArguments, package
+from recipes.record import write_json
 from recipes.teacher import dpo, pretrain, sft, tiny
+from recipes.teacher.evaluate import EvaluateArguments, evaluate
+from recipes.teacher.generate import GenerateArguments, generate
 from recipes.teacher.merge import MergeArguments, merge
 from recipes.teacher.preferences import PreferencesArguments, prefer
 from recipes.teacher.sft_data import SftDataArguments, collect
+from tests.packaging import edit_json, name_commit, write_statement
 
 ROOT = Path(__file__).parents[2]
 
@@ -57,6 +62,34 @@ def test_pairs_to_merged_teacher(workspace, monkeypatch):
     assert (teacher / "merged" / "model.safetensors").is_file()
     stages = json.loads((teacher / "dpo" / "training.json").read_text())["stages"]
     assert [stage["verb"] for stage in stages] == ["sft", "dpo"]
+
+    # The tuned teacher labels pairs, is measured, and its adapter gets its card.
+    generate(recipe(GenerateArguments, "generate"))
+    measured = evaluate(
+        EvaluateArguments(
+            pairs="runs/tiny/bazaar",
+            completions=["runs/tiny/teacher/generated.parquet"],
+            adapter="runs/tiny/teacher/dpo",
+            labels="aliexpress6",
+            draws=100,
+            output="runs/tiny/teacher/evaluation",
+        )
+    )
+    assert measured["overall"]["perspectives"]["unified"]["samples"] == 1
+    edit_json(teacher / "dpo" / "training.json", lambda record: name_commit(record["environment"]))
+    arguments = PackageArguments(
+        kind="adapter",
+        source="runs/tiny/teacher/dpo",
+        evaluation="runs/tiny/teacher/evaluation",
+        messages=str(write_json("messages.json", [{"role": "user", "content": "red shoe | shoe lace"}])),
+        facts=str(write_statement(Path("facts.yaml"), base_model="shop/tiny-qwen", base_revision=40 * "1")),
+        repo_id="shop/teacher",
+        output="publish/teacher",
+    )
+    package(arguments)
+    card = Path("publish/teacher/README.md").read_text()
+    assert "shop/tiny-qwen" in card
+    assert str(workspace) not in "".join(path.read_text() for path in Path("publish/teacher").glob("*.json"))
 
     for number in (1, 2, 3):
         collect(recipe(SftDataArguments, f"progressive_data_{number}"))
