@@ -34,12 +34,16 @@ MODEL ?= runs/demo/students/lrkd-gat-0
 space: .venv/space  ## The Space in a browser, on the demo's student: make space MODEL="FOLDER owner/name" for others
 	.venv/bin/python space/app.py --model $(MODEL)
 
+# Two test files at a time, each with one thread: more of both only get in each other's way.
+PARALLEL := -n 2 --dist loadfile
+test test-oldest: export OMP_NUM_THREADS := 1
+
 test: .venv/dev .venv-oldest/done lint  ## Everything CI checks: lint, types, tests, inference on the oldest transformers
-	LRKD_OLDEST_PYTHON=$(CURDIR)/.venv-oldest/bin/python .venv/bin/python -m pytest
+	LRKD_OLDEST_PYTHON=$(CURDIR)/.venv-oldest/bin/python .venv/bin/python -m pytest $(PARALLEL)
 	$(MAKE) test-oldest
 
 test-oldest: .venv-oldest/done  ## The models and their remote code on the oldest supported transformers
-	.venv-oldest/bin/python -m pytest tests/modeling --durations=3
+	.venv-oldest/bin/python -m pytest $(PARALLEL) tests/modeling --durations=3
 
 lint: .venv/dev  ## ruff and mypy
 	.venv/bin/ruff check .
@@ -58,7 +62,7 @@ clean:  ## Remove the virtual environments and caches (runs/ stays)
 .venv-oldest/done: pyproject.toml constraints-oldest.txt
 	$(PYTHON) -m venv .venv-oldest
 	@echo "Installing the oldest supported versions into .venv-oldest"
-	.venv-oldest/bin/python $(PIP) -c constraints-oldest.txt pytest hypothesis sentence-transformers --editable .
+	.venv-oldest/bin/python $(PIP) -c constraints-oldest.txt pytest pytest-xdist hypothesis sentence-transformers --editable .
 	@touch $@
 
 .venv/bin/python:
