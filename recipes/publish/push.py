@@ -64,7 +64,7 @@ def push(arguments: PushArguments, api: HfApi | None = None) -> str | None:
         api: The client; by default that of HF_ENDPOINT and the saved token.
 
     Returns:
-        The commit that the branch is at in the end; None if a dry run finds no repository.
+        The commit that the branch is at in the end; None if a dry run finds no repository, or has no token.
 
     Raises:
         UserError: The folder is not what was packaged, the account may not push there, or the Hub fails for good.
@@ -93,6 +93,9 @@ def push(arguments: PushArguments, api: HfApi | None = None) -> str | None:
         raise UserError(f"{package.path / 'README.md'}: a Space needs `sdk:` in its metadata. Package it again.")
     for path, file in package.files.items():
         print(f"{file.size:>13,}  {path}")
+    if not token and arguments.dry_run:
+        print("Dry run: nothing was pushed. Without a token of the Hub (`hf auth login`) it says no more than that.")
+        return None
     if not token:
         raise UserError(f"no token of the Hub: run `hf auth login`, or set HF_TOKEN to one of {SETTINGS}.")
     set_timeout(arguments.timeout)

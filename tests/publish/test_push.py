@@ -397,4 +397,9 @@ def test_the_command_without_token_network_or_sense(hub, package, command):
         assert process.returncode == 2, said
         assert re.search(f"error: .*{match}", said)
         assert "Traceback" not in said
+    dry = command(folder, None, "--dry_run")
+    said = dry.communicate()[0]
+    assert dry.returncode == 0, said
+    assert "README.md" in said
+    assert "nothing was pushed. Without a token" in said
     assert hub.requests == []
