@@ -38,6 +38,7 @@ VERBS = {
     "publish/bazaar_rationales.yaml": BuildArguments,
     "publish/facts_bazaar.yaml": Statement,
     "publish/facts_bazaar_dataset.yaml": DatasetStatement,
+    "publish/facts_esci.yaml": Statement,
     "rationales/build.yaml": BuildArguments,
     "rationales/embed.yaml": EmbedArguments,
     "student/bazaar_minilm.yaml": DistillArguments,
