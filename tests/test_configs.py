@@ -152,6 +152,7 @@ def test_the_tiny_recipes_run(tmp_path):
     """In another folder than the checkout's, so that what they write stays there."""
     (tmp_path / "recipes").symlink_to(ROOT / "recipes")
     (tmp_path / "modeling_lrkd").symlink_to(ROOT / "modeling_lrkd")
+    (tmp_path / "hub_cards").symlink_to(ROOT / "hub_cards")
     for command in (
         "recipes.data.bazaar --config recipes/configs/tiny/bazaar.yaml --output runs/tiny/bazaar",
         "recipes.teacher.scripted --pairs runs/tiny/bazaar --output runs/tiny/completions.parquet",

@@ -73,4 +73,8 @@ def test_its_commands_are_targets_of_the_makefile(target):
 def test_its_links_lead_somewhere():
     for document in (ROOT / "README.md", ROOT / "recipes" / "README.md", ROOT / "CONTRIBUTING.md"):
         for link in re.findall(r"\]\((?!https?://|#)([^)]+)\)", document.read_text(encoding="utf-8")):
-            assert (document.parent / link).exists(), f"{document.name}: {link}"
+            path, _, anchor = link.partition("#")
+            assert (document.parent / path).exists(), f"{document.name}: {link}"
+            headings = re.findall(r"^#+ (.*)$", (document.parent / path).read_text("utf-8"), re.M) if anchor else []
+            slugs = [re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings]
+            assert anchor in ("", *slugs), f"{document.name}: {link}"
