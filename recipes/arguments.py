@@ -190,9 +190,24 @@ def command_line(verb: str, arguments: Any) -> str:
 
 
 def run(main: Any) -> None:
-    """Call a verb's `main` and show a `UserError` as one line on standard error, with exit status 2."""
+    """Call a verb's `main` and show a `UserError` as one line on standard error, with exit status 2.
+
+    A library of an extra that is not installed is shown the same way, with the command that installs it.
+    """
     try:
         main()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] in ("recipes", "modeling_lrkd", "hub_cards"):
+            raise  # ours to mend
+        spec = sys.modules["__main__"].__spec__  # python -m recipes.<stage>.<verb>
+        stage = spec.name.split(".")[1] if spec is not None and spec.name.count(".") > 1 else "train"
+        extra = stage if stage in ("teacher", "serve", "publish") else "train"
+        print(
+            f"error: {error.name} is not installed. This step needs the extra '{extra}': "
+            f"pip install -e '.[{extra}]' -c constraints.txt",
+            file=sys.stderr,
+        )
         raise SystemExit(2) from None

@@ -1,8 +1,12 @@
 """The strict command line: what it accepts, and one clear error for what it does not."""
 
+import hashlib
+import json
+import os
 import subprocess
 import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 import pytest
@@ -135,3 +139,37 @@ def test_help_needs_no_heavy_import(verb):
     imported = {line.split("|")[-1].strip() for line in done.stderr.splitlines()}
     assert "recipes.arguments" in imported
     assert imported.isdisjoint({"torch", "pandas", "pyarrow", "datasets", "sentence_transformers"})
+
+
+@pytest.mark.parametrize(("missing", "status", "said"), [
+    ("tenacity", 2, "error: tenacity is not installed. This step needs the extra 'publish': pip install -e"),
+    ("recipes.publish.hub", 1, "ModuleNotFoundError"),
+])  # fmt: skip
+def test_a_library_that_is_not_installed_is_named_with_its_extra(tmp_path, missing, status, said):
+    """A module of our own that is missing is our mistake, and keeps its traceback."""
+    code = f"""
+import runpy, sys
+class Gone:
+    def find_spec(self, name, path=None, target=None):
+        if name == {missing!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+sys.meta_path.insert(0, Gone())
+sys.argv = ["push", "--folder", {str(tmp_path / "student")!r}, "--repo_id", "shop/student"]
+runpy.run_module("recipes.publish.push", run_name="__main__", alter_sys=True)
+"""
+    folder = tmp_path / "student"
+    folder.mkdir()
+    (folder / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
+    digest = hashlib.sha256((folder / "README.md").read_bytes()).hexdigest()
+    record = {"kind": "student", "repo_type": "model", "files": {"README.md": digest}}
+    (tmp_path / "student.package.json").write_text(json.dumps(record))
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "HF_TOKEN": "hf_x", "HF_HUB_OFFLINE": "0", "HF_ENDPOINT": "http://127.0.0.1:9"},
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == status, result.stderr
+    assert said in result.stderr
