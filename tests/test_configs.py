@@ -48,6 +48,7 @@ VERBS = {
     "student/esci_tune.yaml": BenchArguments,
     "student/paper_esci.yaml": DistillArguments,
     "teacher/evaluate_esci.yaml": EvaluateArguments,
+    "teacher/few_shot_qwen3_14b.yaml": GenerateArguments,
     "teacher/generate_qwen3_14b.yaml": GenerateArguments,
     "teacher/generate_qwen3_small.yaml": GenerateArguments,
     "teacher/generate_tuned.yaml": GenerateArguments,
