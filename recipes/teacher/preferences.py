@@ -30,6 +30,7 @@ from recipes.schemas import PERSPECTIVES, PREFERENCES, write
 from recipes.teacher.judged import (
     Judged,
     answer,
+    by_pair,
     check_splits_are_for_training,
     draw,
     judge,
@@ -150,13 +151,13 @@ def conflicts(rows: pd.DataFrame, seed: int, length: Callable[[str], int] | None
         seed: Decides, with pair and perspective, what is drawn.
         length: Where given, the two that are closest in length are taken instead; the draw decides between equals.
     """
-    for pair_id, group in rows.groupby("pair_id", sort=False):
-        right = list(group[group["right"]].itertuples(index=False))
+    for group in by_pair(rows):
+        right = [row for row in group if row.right]
         if not right:
             continue
-        for perspective, failing in group[~group["right"]].groupby("perspective", sort=False):
-            generator = random.Random(f"{seed} {pair_id} {perspective}")
-            wrong = list(failing.itertuples(index=False))
+        for perspective in dict.fromkeys(row.perspective for row in group if not row.right):
+            generator = random.Random(f"{seed} {group[0].pair_id} {perspective}")
+            wrong = [row for row in group if row.perspective == perspective and not row.right]
             right, wrong = (generator.sample(side, k=len(side)) for side in (right, wrong))
             if length is None:
                 yield right[0], wrong[0]
@@ -192,8 +193,8 @@ def by_reward(rows: pd.DataFrame, min_margin: float) -> Iterator[tuple[Any, Any]
 
     Two right ones may make a pair (one invents, the other does not); a wrong one is never chosen.
     """
-    for _, group in rows.groupby("pair_id", sort=False):
-        ranked = sorted(group.itertuples(index=False), key=lambda row: -row.reward)
+    for group in by_pair(rows):
+        ranked = sorted(group, key=lambda row: -row.reward)
         right = [row for row in ranked if row.right]
         if right and right[0].reward - ranked[-1].reward >= min_margin:
             yield right[0], ranked[-1]

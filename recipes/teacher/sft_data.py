@@ -33,6 +33,7 @@ from recipes.schemas import PERSPECTIVES, SFT, write
 from recipes.teacher.judged import (
     Judged,
     answer,
+    by_pair,
     check_splits_are_for_training,
     draw,
     judge,
@@ -159,11 +160,12 @@ def reflect(rows: pd.DataFrame, right: pd.DataFrame, seed: int) -> pd.DataFrame:
     """
     import pandas as pd
 
-    drafts = {pair_id: list(group.itertuples(index=False)) for pair_id, group in rows.groupby("pair_id", sort=False)}
+    drafts = {group[0].pair_id: group for group in by_pair(rows)}
     reflected = []
-    for pair_id, group in right.groupby("pair_id", sort=False):
+    for group in by_pair(right):
+        pair_id = group[0].pair_id
         choose = random.Random(f"{seed} {pair_id}").choice
-        reason = choose(list(group.itertuples(index=False)))
+        reason = choose(group)
         wrong = [row for row in drafts[pair_id] if not row.right]
         others = wrong or [row for row in drafts[pair_id] if row.perspective != reason.perspective]
         if not others:
