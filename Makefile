@@ -5,14 +5,14 @@ CONSTRAINTS := -c constraints.txt
 PIP := -W ignore::UserWarning -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo esci space test test-oldest lint clean
+.PHONY: help demo esci teacher space test test-oldest lint clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # glibc hands large blocks back to the kernel after every step and faults them in again: training on a CPU feels it.
-demo esci: export MALLOC_MMAP_MAX_ := 0
-demo esci: export MALLOC_TRIM_THRESHOLD_ := 20000000000
+demo esci teacher: export MALLOC_MMAP_MAX_ := 0
+demo esci teacher: export MALLOC_TRIM_THRESHOLD_ := 20000000000
 
 demo: .venv/demo  ## Train, evaluate, save and reload LRKD students on the embedded marketplace (10 minutes, 2 cores)
 	.venv/bin/python -m recipes.demo
@@ -29,6 +29,25 @@ esci: .venv/demo  ## A teacher and students on real pairs: make esci ESCI=FOLDER
 	.venv/bin/python -m recipes.rationales.embed --encoder minilm --max_length 256 \
 		--rationales runs/esci/rationales.parquet --output runs/esci/rationales_embedded.parquet
 	.venv/bin/python -m recipes.student.bench --config recipes/configs/student/esci_bench.yaml
+
+TEACHER := runs/bazaar_teacher
+CONFIGS := --config recipes/configs/teacher/bazaar
+teacher: .venv/teacher  ## A tiny teacher learns to reason on the marketplace: SFT, DPO, held-out pairs (half an hour, 1 core)
+	.venv/bin/python -m recipes.data.bazaar $(CONFIGS)/data.yaml
+	.venv/bin/python -m recipes.teacher.scripted --pairs $(TEACHER)/bazaar --samples 5 --output $(TEACHER)/completions.parquet
+	.venv/bin/python -m recipes.teacher.sft_data $(CONFIGS)/sft_data.yaml
+	.venv/bin/python -m recipes.teacher.tiny $(CONFIGS)/base.yaml
+	.venv/bin/python -m recipes.teacher.sft $(CONFIGS)/sft.yaml
+	.venv/bin/python -m recipes.teacher.preferences $(CONFIGS)/preferences.yaml
+	.venv/bin/python -m recipes.teacher.preferences $(CONFIGS)/preferences.yaml --splits validation --size 200 \
+		--output $(TEACHER)/preferences_validation.parquet
+	.venv/bin/python -m recipes.teacher.dpo $(CONFIGS)/dpo.yaml
+	.venv/bin/python -m recipes.teacher.generate $(CONFIGS)/generate.yaml
+	.venv/bin/python -m recipes.teacher.evaluate $(CONFIGS)/evaluate.yaml
+	.venv/bin/python -m recipes.teacher.generate $(CONFIGS)/generate.yaml --adapter $(TEACHER)/dpo \
+		--output $(TEACHER)/generated_dpo.parquet
+	.venv/bin/python -m recipes.teacher.evaluate $(CONFIGS)/evaluate.yaml --adapter $(TEACHER)/dpo \
+		--completions $(TEACHER)/generated_dpo.parquet --output $(TEACHER)/evaluation_dpo
 
 MODEL ?= runs/demo/students/lrkd-gat-0
 space: .venv/space  ## The Space in a browser, on the demo's student: make space MODEL="FOLDER owner/name" for others
@@ -54,7 +73,7 @@ clean:  ## Remove the virtual environments and caches (runs/ stays)
 	rm -rf .venv .venv-oldest .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
 
 # One stamp an extra: `make demo` does not wait for the tools of the tests.
-.venv/demo .venv/dev .venv/space: .venv/%: pyproject.toml constraints.txt | .venv/bin/python
+.venv/demo .venv/dev .venv/space .venv/teacher: .venv/%: pyproject.toml constraints.txt | .venv/bin/python
 	@echo "Installing the '$*' extra into .venv (a few minutes the first time)"
 	.venv/bin/python $(PIP) $(CONSTRAINTS) --editable '.[$*]'
 	@touch $@

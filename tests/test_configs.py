@@ -55,6 +55,7 @@ VERBS = {
     "teacher/bazaar/base.yaml": TinyArguments,
     "teacher/bazaar/data.yaml": BazaarArguments,
     "teacher/bazaar/dpo.yaml": DpoArguments,
+    "teacher/bazaar/evaluate.yaml": EvaluateArguments,
     "teacher/bazaar/generate.yaml": GenerateArguments,
     "teacher/bazaar/preferences.yaml": PreferencesArguments,
     "teacher/bazaar/sft.yaml": SftArguments,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,27 @@ if TYPE_CHECKING:
 
 # What a chat template writes between turns. In a rationale it would end the turn in the middle of the training text.
 CHAT_MARKUP = re.compile(r"<\|[^|<>]{1,40}\|>|</?s>|\[/?INST\]|<(?:start|end)_of_turn>")
+
+
+@dataclass(kw_only=True)
+class JudgedArguments:
+    """Options that `recipes.teacher.sft_data` and `recipes.teacher.preferences` share."""
+
+    pairs: str = field(metadata={"help": "Folder of pairs, one parquet a split."})
+    completions: list[str] = field(metadata={"help": "Completions (parquet); several files are joined."})
+    output: str = field(metadata={"help": "File to write (parquet)."})
+    labels: str = field(metadata={"help": "Label schema: a name in recipes/labels/, or a YAML file."})
+    rules: str | None = field(default=None, metadata={"help": "Business rules (None: named as the labels)."})
+    templates: str | None = field(
+        default=None, metadata={"help": "Folder of prompt templates (None: recipes/prompts)."}
+    )
+    splits: list[str] = field(default_factory=lambda: ["train"], metadata={"help": "train, validation or both."})
+    perspective: str = field(
+        default="best", metadata={"help": "For `single`: a perspective, or `best`: the one most often right here."}
+    )
+    size: int | None = field(default=None, metadata={"help": "Rows to draw (None: all)."})
+    same_size_as: str | None = field(default=None, metadata={"help": "Draw as many rows as this parquet file has."})
+    seed: int = field(default=0, metadata={"help": "Of what is drawn."})
 
 
 @dataclass
@@ -49,30 +70,24 @@ def answer(rationale: str, label: str) -> list[dict[str, str]]:
     return [{"role": "assistant", "content": completion(rationale, label)}]
 
 
-def judge(
-    pairs: str, completions: list[str], splits: list[str], labels: str, rules: str | None, templates: str | None
-) -> Judged:
+def judge(arguments: JudgedArguments) -> Judged:
     """Read completions and set the gold labels beside them.
 
     Completions without a rationale or without a readable label are left out: they are neither right nor wrong.
 
-    Args:
-        pairs: Folder of pairs.
-        completions: Files of completions.
-        splits: Splits of the pairs to take.
-        labels: Label schema.
-        rules: Business rules; None: named as the labels.
-        templates: Folder of the prompt templates; None: recipes/prompts.
-
     Raises:
-        UserError: A file breaks its contract, a split is unknown, or no completion belongs to these pairs.
+        UserError: A file breaks its contract, a split is unknown or not for training, or no completion belongs to
+            these pairs.
     """
     import pandas as pd
 
-    schema = load_labels(labels)
-    book = load_prompts(labels, rules or labels, templates=templates or TEMPLATES)
+    pairs, completions, splits, labels = arguments.pairs, arguments.completions, arguments.splits, arguments.labels
     if unknown := [split for split in splits if split not in SPLITS]:
         raise UserError(f"splits: {', '.join(unknown)}: expected some of {', '.join(SPLITS)}.")
+    if "test" in splits:
+        raise UserError("splits: test pairs are for measuring; a teacher that saw their labels would measure nothing.")
+    schema = load_labels(labels)
+    book = load_prompts(labels, arguments.rules or labels, templates=arguments.templates or TEMPLATES)
     gold = pd.concat(read_pairs(pairs, splits).values(), ignore_index=True)
     gold["label"] = schema.canonical_column(gold["label"], pairs)
     found = read_completions(completions, schema)
@@ -174,13 +189,3 @@ def draw(rows: pd.DataFrame, size: int | None, seed: int, name: str) -> pd.DataF
             "(recipes.teacher.generate --samples), or ask for fewer."
         )
     return rows.sample(n=size, random_state=seed).sort_index(ignore_index=True)
-
-
-def check_splits_are_for_training(splits: list[str]) -> None:
-    """Refuse to make training data of the test split.
-
-    Raises:
-        UserError: `test` is among the splits.
-    """
-    if "test" in splits:
-        raise UserError("splits: test pairs are for measuring; a teacher that saw their labels would measure nothing.")

@@ -29,9 +29,9 @@ from recipes.record import write_json
 from recipes.schemas import PERSPECTIVES, PREFERENCES, write
 from recipes.teacher.judged import (
     Judged,
+    JudgedArguments,
     answer,
     by_pair,
-    check_splits_are_for_training,
     draw,
     judge,
     one_perspective,
@@ -43,38 +43,23 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-@dataclass
-class PreferencesArguments:
+@dataclass(kw_only=True)
+class PreferencesArguments(JudgedArguments):
     """Options of `python -m recipes.teacher.preferences`."""
 
-    pairs: str = field(metadata={"help": "Folder of pairs, one parquet a split."})
-    completions: list[str] = field(metadata={"help": "Completions (parquet); several files are joined."})
-    output: str = field(metadata={"help": "Preferences to write (parquet)."})
-    labels: str = field(metadata={"help": "Label schema: a name in recipes/labels/, or a YAML file."})
-    rules: str | None = field(default=None, metadata={"help": "Business rules (None: named as the labels)."})
-    templates: str | None = field(
-        default=None, metadata={"help": "Folder of prompt templates (None: recipes/prompts)."}
-    )
-    splits: list[str] = field(default_factory=lambda: ["train"], metadata={"help": "train, validation or both."})
     select: Literal["cross", "single", "reward"] = field(
         default="cross", metadata={"help": "cross: the paper's. single: within one perspective. reward: CRSD's."}
-    )
-    perspective: str = field(
-        default="best", metadata={"help": "For `single`: a perspective, or `best`: the one most often right here."}
     )
     passes: int = field(default=5, metadata={"help": "Samples of each perspective that are looked at."})
     balance_lengths: bool = field(
         default=False, metadata={"help": "Choose the right and the wrong rationale that are closest in length."}
     )
     tokenizer: str | None = field(default=None, metadata={"help": "Count its tokens (None: words)."})
-    size: int | None = field(default=None, metadata={"help": "Preference pairs to draw (None: all)."})
-    same_size_as: str | None = field(default=None, metadata={"help": "Draw as many as this parquet file has rows."})
     label_weight: float = field(default=1.0, metadata={"help": "Reward: of the right label."})
     faithfulness_weight: float = field(default=0.5, metadata={"help": "Reward: of faithfulness to query and title."})
     rules_weight: float = field(default=0.25, metadata={"help": "Reward: of adherence to the business rules."})
     brevity_weight: float = field(default=0.25, metadata={"help": "Reward: of brevity."})
     min_margin: float = field(default=0.1, metadata={"help": "Reward: of chosen over rejected, at least."})
-    seed: int = field(default=0, metadata={"help": "Of what is drawn."})
 
 
 def main() -> None:
@@ -90,15 +75,12 @@ def prefer(arguments: PreferencesArguments) -> pd.DataFrame:
     """
     import pandas as pd
 
-    check_splits_are_for_training(arguments.splits)
     weights = {name: getattr(arguments, f"{name}_weight") for name in ("label", "faithfulness", "rules", "brevity")}
     if arguments.passes < 1 or min(weights.values()) < 0 or not sum(weights.values()):
         raise UserError("passes: expected 1 or more; weights: 0 or more, and not all 0.")
     size = wanted_size(arguments.size, arguments.same_size_as)
     length = token_counter(arguments.tokenizer)
-    judged = judge(
-        arguments.pairs, arguments.completions, arguments.splits, arguments.labels, arguments.rules, arguments.templates
-    )
+    judged = judge(arguments)
     rows = judged.rows[judged.rows["sample_index"] < arguments.passes]
     if arguments.select == "single":
         rows = one_perspective(rows, arguments.perspective)

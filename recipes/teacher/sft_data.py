@@ -32,9 +32,9 @@ from recipes.record import write_json
 from recipes.schemas import PERSPECTIVES, SFT, write
 from recipes.teacher.judged import (
     Judged,
+    JudgedArguments,
     answer,
     by_pair,
-    check_splits_are_for_training,
     draw,
     judge,
     one_perspective,
@@ -48,31 +48,16 @@ STAGES = ("expert_explanation", "rule_adherence", "decision_reflection")
 REFLECTION = "{draft}\nFirst verdict: {first}.\nReflecting on that verdict: {reason}\nThe verdict {outcome} {label}."
 
 
-@dataclass
-class SftDataArguments:
+@dataclass(kw_only=True)
+class SftDataArguments(JudgedArguments):
     """Options of `python -m recipes.teacher.sft_data`."""
 
-    pairs: str = field(metadata={"help": "Folder of pairs, one parquet a split."})
-    completions: list[str] = field(metadata={"help": "Completions (parquet); several files are joined."})
-    output: str = field(metadata={"help": "SFT data to write (parquet)."})
-    labels: str = field(metadata={"help": "Label schema: a name in recipes/labels/, or a YAML file."})
-    rules: str | None = field(default=None, metadata={"help": "Business rules (None: named as the labels)."})
-    templates: str | None = field(
-        default=None, metadata={"help": "Folder of prompt templates (None: recipes/prompts)."}
-    )
-    splits: list[str] = field(default_factory=lambda: ["train"], metadata={"help": "train, validation or both."})
     select: Literal["union", "single", "expert_explanation", "rule_adherence", "decision_reflection"] = field(
         default="union", metadata={"help": "union: MPCoT. single: one perspective. Else: a stage of ProgressiveCoT."}
-    )
-    perspective: str = field(
-        default="best", metadata={"help": "For `single`: a perspective, or `best`: the one most often right here."}
     )
     samples: int | None = field(
         default=None, metadata={"help": "Right samples kept of a pair and perspective (None: all that differ)."}
     )
-    size: int | None = field(default=None, metadata={"help": "Rows to draw (None: all)."})
-    same_size_as: str | None = field(default=None, metadata={"help": "Draw as many rows as this parquet file has."})
-    seed: int = field(default=0, metadata={"help": "Of what is drawn."})
 
 
 def main() -> None:
@@ -88,13 +73,10 @@ def collect(arguments: SftDataArguments) -> pd.DataFrame:
     """
     from tqdm import tqdm
 
-    check_splits_are_for_training(arguments.splits)
     if arguments.samples is not None and arguments.samples < 1:
         raise UserError(f"samples: {arguments.samples}; expected 1 or more.")
     size = wanted_size(arguments.size, arguments.same_size_as)
-    judged = judge(
-        arguments.pairs, arguments.completions, arguments.splits, arguments.labels, arguments.rules, arguments.templates
-    )
+    judged = judge(arguments)
     rows = draw(select(judged, arguments), size, arguments.seed, "rationales")
     frame = rows.assign(
         prompt=[judged.prompt(row) for row in tqdm(rows.itertuples(), "Rendering prompts", len(rows), delay=1)],
