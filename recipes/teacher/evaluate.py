@@ -130,7 +130,9 @@ def _align(
         )
     found = completions.groupby("perspective")["pair_id"].nunique()
     if (found < len(pairs)).any():
-        has = pairs["pair_id"].map(completions.groupby("pair_id")["perspective"].nunique()) == len(found)
+        perspectives = completions.groupby("pair_id")["perspective"].nunique()
+        # Filled, or a pair without any completion would be neither equal nor unequal: pandas' NA.
+        has = pairs["pair_id"].map(perspectives).fillna(0) == len(found)
         counts = ", ".join(f"{name} {number:,}" for name, number in found.items())
         message = (
             f"{files}: {int((~has).sum()):,} of {len(pairs):,} pairs lack a completion of some perspective, the first "
