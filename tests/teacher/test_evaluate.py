@@ -298,6 +298,10 @@ def test_pairs_without_completions_stop_it_or_are_left_out_aloud(files, capsys):
     metrics = call(folder, partial, missing="drop")
     assert metrics["overall"]["pairs"] == 5
     assert "left out" in capsys.readouterr().out
+    none_at_all = completions[(completions["pair_id"] < "p2") & (completions["perspective"] == "user_intent")]
+    with pytest.raises(UserError, match=r"4 of 6 pairs lack .* 'p2'; pairs by perspective: user_intent 2"):
+        call(folder, none_at_all)
+    assert call(folder, none_at_all, missing="drop")["overall"]["pairs"] == 2
     apart = completions[(completions["pair_id"] < "p3") == (completions["perspective"] == "user_intent")]
     with pytest.raises(UserError, match="None is left"):
         call(folder, apart, missing="drop")
