@@ -1,4 +1,4 @@
-"""Losses of the rivals by law and by hand: the CRF against every path, InfoNCE against its formula, a causal decoder."""
+"""Losses of the rivals by law and by hand: the CRF against every path, InfoNCE by its formula, a causal decoder."""
 
 import itertools
 import math
