@@ -18,7 +18,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -179,14 +179,10 @@ def merged(spans: Iterable[Span]) -> list[Span]:
     """Join the spans of several rationales: of two that overlap the first stays, and mismatches if either does."""
     kept: list[Span] = []
     for span in spans:
-        overlapping = [
-            place for place, one in enumerate(kept) if one.side == span.side and one.start < span.end > one.start
-            and span.start < one.end
-        ]  # fmt: skip
-        for place in overlapping:
-            one = kept[place]
-            kept[place] = Span(one.side, one.start, one.end, one.attribute, one.mismatch or span.mismatch)
-        if not overlapping:
+        overlapping = [one for one in kept if one.side == span.side and one.start < span.end and span.start < one.end]
+        if overlapping:
+            kept = [replace(one, mismatch=one.mismatch or span.mismatch) if one in overlapping else one for one in kept]
+        else:
             kept.append(span)
     return kept
 
