@@ -103,7 +103,7 @@ def distill(arguments: DistillArguments) -> dict[str, Any]:
         UserError: The data breaks its contract, embeddings and settings disagree, the output folder holds a student
             of other settings, or the disk is full.
     """
-    _check(arguments)
+    check_options(arguments)
     schema = load_labels(arguments.labels)
     pairs = {
         name: frame.assign(label=schema.canonical_column(frame["label"], f"{arguments.pairs}/{name}.parquet"))
@@ -111,7 +111,7 @@ def distill(arguments: DistillArguments) -> dict[str, Any]:
     }
     embeddings, perspectives = _read_embeddings(arguments, pairs["train"])
     output = Path(arguments.output)
-    settings = _settings(arguments)
+    settings = settings_of(arguments)
     finished = claim_folder(output, settings, arguments.overwrite)
     if finished is not None:
         print(f"{output} already holds this student; --overwrite trains it again.")
@@ -152,7 +152,7 @@ def distill(arguments: DistillArguments) -> dict[str, Any]:
     return record
 
 
-def _check(arguments: DistillArguments) -> None:
+def check_options(arguments: DistillArguments) -> None:
     """Refuse numbers that cannot be, before anything is read."""
     positive = (
         "learning_rate",
@@ -209,7 +209,7 @@ def _read_embeddings(
     return embeddings, perspective_means(rationales[in_training])
 
 
-def _settings(arguments: DistillArguments) -> dict[str, Any]:
+def settings_of(arguments: DistillArguments) -> dict[str, Any]:
     """Return what decides the result: if any of it differs, it is another student."""
     options = to_dict(arguments)
     for name in ("output", "overwrite", "logging_steps", "device"):
