@@ -28,7 +28,7 @@ from recipes.arguments import UserError, parse, run
 from recipes.evaluate.run import RunArguments, evaluate
 from recipes.schemas import make_folder
 from recipes.student.distill import distill, settings_of
-from recipes.student.plan import BenchArguments, PlannedRun, finished_line, plan
+from recipes.student.plan import DEFAULTS, BenchArguments, PlannedRun, finished_line, plan
 from recipes.student.saving import claim_folder
 from recipes.student.tables import write_tables
 from recipes.student.workers import run_all, stopping_politely
@@ -83,7 +83,7 @@ class Progress:
             try:
                 if not one.student.overwrite and (line := finished_line(one, self.split)) is not None:
                     if not one.members:
-                        claim_folder(one.folder, settings_of(one.student), overwrite=False)
+                        claim_folder(one.folder, settings_of(one.student), overwrite=False, defaults=DEFAULTS)
                     self.lines[one.name] = line
                     one.failure().unlink(missing_ok=True)
             except (UserError, OSError) as error:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -46,6 +46,9 @@ class DistillArguments:
     encoder_revision: str | None = field(default=None, metadata={"help": "Commit, tag or branch of the encoder."})
     rationales: str | None = field(
         default=None, metadata={"help": "Embedded rationales; without them there is no guidance."}
+    )
+    perspectives: list[str] | None = field(
+        default=None, metadata={"help": "Perspectives whose rationales are used; None: all of the file."}
     )
     extractor_type: Literal["mlp", "poly", "gat", "none", "cls"] = field(
         default="gat", metadata={"help": "Latent reasoning extractor; none: plain BERT; cls: r_qp := h_cls."}
@@ -112,7 +115,9 @@ def distill(arguments: DistillArguments) -> dict[str, Any]:
     embeddings, perspectives = _read_embeddings(arguments, pairs["train"])
     output = Path(arguments.output)
     settings = settings_of(arguments)
-    finished = claim_folder(output, settings, arguments.overwrite)
+    # A student of before an option existed was trained with what is its default now.
+    defaults = {option.name: option.default for option in fields(DistillArguments)}
+    finished = claim_folder(output, settings, arguments.overwrite, defaults=defaults)
     if finished is not None:
         print(f"{output} already holds this student; --overwrite trains it again.")
         return finished
@@ -193,7 +198,7 @@ def _read_embeddings(
         return None, None
     if arguments.extractor_type == "none" or arguments.guidance_weight == 0:
         return None, None
-    rationales = read(arguments.rationales, RATIONALES)
+    rationales = _read_rationales(arguments, train)
     if "cot_embedding" not in rationales:
         raise UserError(f"{arguments.rationales}: no column 'cot_embedding'; run recipes.rationales.embed on it first.")
     embeddings = mean_embeddings(rationales)
@@ -203,10 +208,28 @@ def _read_embeddings(
             f"{arguments.rationales}: column 'cot_embedding' holds vectors of {size} numbers, but reasoning_dim is "
             f"{arguments.reasoning_dim}. Leave reasoning_dim out, or embed with another encoder."
         )
-    in_training = rationales["pair_id"].isin(train["pair_id"])
-    if not in_training.any():
+    return embeddings, perspective_means(rationales[rationales["pair_id"].isin(train["pair_id"])])
+
+
+def _read_rationales(arguments: DistillArguments, train: pd.DataFrame) -> pd.DataFrame:
+    """Return the rationales of the chosen perspectives, of any split.
+
+    Raises:
+        UserError: The file breaks its contract, lacks a perspective, or holds none for the training pairs.
+    """
+    rationales = read(arguments.rationales, RATIONALES)
+    if arguments.perspectives is not None:
+        there = sorted(rationales["perspective"].unique())
+        missing = [name for name in arguments.perspectives if name not in there]
+        if missing or not arguments.perspectives:
+            raise UserError(
+                f"{arguments.rationales}: perspectives: {', '.join(missing) or 'none given'}; expected some of "
+                f"{', '.join(there)}, which the file has. Leave `perspectives` out to use all."
+            )
+        rationales = rationales[rationales["perspective"].isin(arguments.perspectives)]
+    if not rationales["pair_id"].isin(train["pair_id"]).any():
         raise UserError(f"{arguments.rationales}: none of its pair_ids is in {arguments.pairs}/train.parquet.")
-    return embeddings, perspective_means(rationales[in_training])
+    return rationales
 
 
 def settings_of(arguments: DistillArguments) -> dict[str, Any]:

@@ -21,7 +21,7 @@ def format_terminal(tables: Mapping[str, Any]) -> str:
         slices = list(content["systems"])
         for start in range(0, len(slices), SLICES_AT_ONCE):
             columns = [(dataset, name) for name in slices[start : start + SLICES_AT_ONCE]]
-            parts.append(f"{_title(tables, dataset)} (× 100, mean ± sd over seeds)\n")
+            parts.append(f"{dataset} {tables['split']}, × 100, mean ± sd over seeds".strip())
             parts.append(_accuracies(tables, columns, markdown=False))
     parts += [f"{title}\n\n{table}" for title, table in _further_tables(tables, markdown=False)]
     return "\n\n".join([*parts, _not_finished(tables)]) + "\n"
@@ -38,10 +38,6 @@ def format_markdown(tables: Mapping[str, Any]) -> str:
         *(f"## {title}\n\n{table}" for title, table in _further_tables(tables, markdown=True)),
     ]
     return "\n\n".join([*parts, _not_finished(tables)]) + "\n"
-
-
-def _title(tables: Mapping[str, Any], dataset: str) -> str:
-    return f"{dataset} {tables['split']}".strip()
 
 
 def _accuracies(tables: Mapping[str, Any], columns: Sequence[tuple[str, str]], markdown: bool) -> str:
@@ -103,7 +99,8 @@ def _further_tables(tables: Mapping[str, Any], markdown: bool) -> Iterator[tuple
                         + [mean_cell(overall["systems"][full]["metrics"][metric]) for metric in METRICS])  # fmt: skip
             rows += [
                 [f"{'' if markdown else '  '}{system}", *(difference_cell(result[metric]) for metric in METRICS)]
-                for system, result in overall["differences"].items()
+                for system in tables["arguments"]["ablations"][full]
+                if (result := overall["differences"].get(system))
             ]
         if rows:
             title = f"{prefix}ablations: difference to the full system above them, p after Holm over its ablations"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,8 @@ from recipes.student.distill import DistillArguments, check_options
 from recipes.student.saving import RECORD
 
 OF_A_SYSTEM = ("seeds", "datasets", "members")
-NOT_A_SETTING = ("output", "overwrite", "logging_steps", "device")  # another value of these makes no other student
+NOT_A_SETTING = ("output", "overwrite", "logging_steps", "device")  # another value makes no other student
+DEFAULTS = {option.name: option.default for option in fields(DistillArguments)}  # of a run from before an option was
 
 
 @dataclass
@@ -205,10 +206,11 @@ def check_settings(run: PlannedRun) -> None:
         return
     found = json.loads((run.folder / RECORD).read_text(encoding="utf-8"))["arguments"]
     for name, value in to_dict(run.student).items():
-        if name not in NOT_A_SETTING and found.get(name) != value:
+        before = found.get(name, DEFAULTS.get(name))
+        if name not in NOT_A_SETTING and before != value:
             raise UserError(
-                f"{run.folder}: holds a student with {name} = {found.get(name)!r}, not {value!r}. Give the system "
-                "another name, or remove the folder."
+                f"{run.folder}: holds a student with {name} = {before!r}, not {value!r}. Give the system another name, "
+                "or remove the folder."
             )
 
 

@@ -97,6 +97,45 @@ def test_one_perspective_alone_is_not_written(options):
     assert not Path(options["output"], "perspectives.safetensors").exists()
 
 
+def with_perspectives(options):
+    """Rewrite the rationales as two perspectives of one file, the second with other vectors; return both."""
+    frame = read(options["rationales"], RATIONALES)
+    vectors = np.stack(frame["cot_embedding"])
+    views = {"user_intent": vectors, "business_rule": 1 - 2 * vectors}
+    rows = [frame.assign(cot_embedding=list(v), perspective=name) for name, v in views.items()]
+    write(pd.concat(rows, ignore_index=True), options["rationales"], RATIONALES)
+    return dict(zip(views, rows))
+
+
+def test_a_perspective_of_a_file_guides_as_if_it_were_alone_in_it(options, workspace):
+    alone = with_perspectives(options)["business_rule"]
+    student(options, epochs=1, perspectives=["business_rule"])
+    write(alone, workspace / "alone.parquet", RATIONALES)
+    student(options, epochs=1, rationales=str(workspace / "alone.parquet"), output=str(workspace / "alone"))
+    student(options, epochs=1, output=str(workspace / "both"))
+    one = weights(options["output"])
+    assert_same_weights(one, weights(workspace / "alone"), atol=0, rtol=0)
+    assert not torch.equal(one["reasoning_projection.bias"], weights(workspace / "both")["reasoning_projection.bias"])
+
+
+@pytest.mark.parametrize("wanted", [["unified"], ["user_intent", "unified"]])
+def test_a_perspective_that_the_file_lacks(options, wanted):
+    with_perspectives(options)
+    with pytest.raises(UserError, match="perspectives: unified; expected some of business_rule, user_intent"):
+        student(options, perspectives=wanted)
+
+
+def test_a_student_of_before_an_option_existed_is_taken_as_finished(options):
+    first = student(options, epochs=1)
+    path = Path(options["output"], "training.json")
+    record = json.loads(path.read_text())
+    del record["arguments"]["perspectives"], record["arguments"]["weight_decay"]
+    path.write_text(json.dumps(record))
+    assert student(options, epochs=1)["validation"] == first["validation"]
+    with pytest.raises(UserError, match=r"weight_decay = 0\.01, not 0\.5"):
+        student(options, epochs=1, weight_decay=0.5)
+
+
 def test_head_and_encoder_have_their_own_learning_rates(options):
     arguments = DistillArguments(**options)
     schema = load_labels("esci")
