@@ -2,6 +2,7 @@
 
     python -m recipes.student.distill --config recipes/configs/student/paper_esci.yaml            # the paper's setting
     python -m recipes.student.distill --config recipes/configs/student/esci_minilm.yaml --extractor_type poly
+    python -m recipes.student.distill --config recipes/configs/student/rivals/ced_kd.yaml         # a rival of LRKD
     python -m recipes.student.distill --config recipes/configs/tiny/student.yaml        # seconds, on any machine
     accelerate launch --num_processes 2 -m recipes.student.distill --config FILE        # two GPUs
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
+    from recipes.student.rivals.base import RivalStudent
     from recipes.student.trainer import LRKDTrainer
 
 
@@ -90,6 +92,24 @@ class DistillArguments:
         default="macro_f1", metadata={"help": "Validation metric that picks the epoch to keep."}
     )
     early_stopping_patience: int | None = field(default=None, metadata={"help": "Epochs without gain before a stop."})
+    rival: Literal["none", "ced_kd", "mkd", "crsd"] = field(
+        default="none",
+        metadata={"help": "What the rationales teach instead of a latent vector (recipes/student/rivals)."},
+    )
+    rival_weight: float = field(
+        default=0.5, metadata={"help": "Of the rival's own loss: β of CED-KD, b of MKD, λ of CRSD."}
+    )
+    rival_length: int = field(
+        default=128, metadata={"help": "Longest rationale in tokens: what CED-KD decodes, what CRSD appends."}
+    )
+    rival_layers: int = field(default=1, metadata={"help": "Layers of CED-KD's decoder."})
+    rival_temperature: float = field(default=0.05, metadata={"help": "τ of CRSD's InfoNCE."})
+    rival_mask_same_label: bool = field(
+        default=False, metadata={"help": "CRSD: pairs of the same class are no negatives."}
+    )
+    rival_score_weight: float = field(
+        default=0.0, metadata={"help": "Of a KL: to the teacher's votes (a of MKD), to the augmented input (CRSD)."}
+    )
     seed: int = field(default=0, metadata={"help": "Of initial weights, order and dropout."})
     device: Literal["auto", "cpu"] = field(default="auto", metadata={"help": "auto: a GPU where there is one."})
     logging_steps: int = field(default=10, metadata={"help": "Optimizer steps between two lines of the log."})
@@ -113,6 +133,10 @@ def distill(arguments: DistillArguments) -> dict[str, Any]:
         for name, frame in read_pairs(arguments.pairs, ("train", "validation")).items()
     }
     embeddings, perspectives = _read_embeddings(arguments, pairs["train"])
+    rationales = None
+    if arguments.rival != "none":
+        rationales = _read_rationales(arguments, pairs["train"])
+        rationales["predicted_label"] = schema.canonical_column(rationales["predicted_label"], arguments.rationales)
     output = Path(arguments.output)
     settings = settings_of(arguments)
     # A student of before an option existed was trained with what is its default now.
@@ -125,7 +149,7 @@ def distill(arguments: DistillArguments) -> dict[str, Any]:
     from recipes.minilm import public_name, resolve_encoder
 
     started = time.time()
-    trainer = _build_trainer(arguments, schema, pairs, embeddings)
+    trainer = _build_trainer(arguments, schema, pairs, embeddings, rationales)
     checkpoint = last_complete_checkpoint(output / "checkpoints")
     if checkpoint is not None:
         print(f"Going on from {checkpoint}.")
@@ -133,6 +157,8 @@ def distill(arguments: DistillArguments) -> dict[str, Any]:
         result = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     validation = trainer.evaluate()
     model = trainer.accelerator.unwrap_model(trainer.model)
+    if arguments.rival != "none":
+        model = model.deployed()
     record = {
         **settings,
         "encoder": public_name(arguments.encoder),
@@ -141,6 +167,7 @@ def distill(arguments: DistillArguments) -> dict[str, Any]:
         "parameters": model.num_parameters(),
         "train_rows": len(pairs["train"]),
         "guided_rows": 0 if embeddings is None else int(pairs["train"]["pair_id"].isin(list(embeddings)).sum()),
+        "rival": None if arguments.rival == "none" else trainer.train_dataset.report,
         "validation": {name.removeprefix("eval_"): value for name, value in validation.items()},
         "best_checkpoint_step": trainer.state.best_global_step,
         "steps": trainer.state.global_step,
@@ -168,11 +195,19 @@ def check_options(arguments: DistillArguments) -> None:
         "logging_steps",
     )
     optional = ("head_learning_rate", "early_stopping_patience", "extractor_dim", "reasoning_dim")
+    if arguments.rival != "none":
+        positive += ("rival_length", "rival_layers", "rival_temperature")
+        if arguments.extractor_type != "none" or arguments.rationales is None:
+            raise UserError(
+                f"rival {arguments.rival!r} is a plain encoder that learns from the text of rationales: it needs "
+                f"`--extractor_type none` (it is {arguments.extractor_type!r}) and `rationales` "
+                f"({arguments.rationales!r}; recipes.rationales.build makes them)."
+            )
     for name in (*positive, *optional):
         value = getattr(arguments, name)
         if not (value is None and name in optional) and value <= 0:
             raise UserError(f"{name}: expected more than 0, got {value}.")
-    for name in ("guidance_weight", "weight_decay", "warmup_ratio"):
+    for name in ("guidance_weight", "weight_decay", "warmup_ratio", "rival_weight", "rival_score_weight"):
         if getattr(arguments, name) < 0:
             raise UserError(f"{name}: expected 0 or more, got {getattr(arguments, name)}.")
     for name in ("classifier_dropout", "encoder_dropout"):
@@ -248,6 +283,7 @@ def _build_trainer(
     schema: LabelSchema,
     pairs: dict[str, pd.DataFrame],
     embeddings: dict[str, np.ndarray] | None,
+    rationales: pd.DataFrame | None = None,
 ) -> LRKDTrainer:
     import torch
     from transformers import AutoTokenizer, EarlyStoppingCallback, TrainingArguments, set_seed
@@ -286,11 +322,12 @@ def _build_trainer(
         dataloader_pin_memory=torch.cuda.is_available() and arguments.device != "cpu",
     )
     set_seed(arguments.seed)
+    student_class = LRKDForSequenceClassification if arguments.rival == "none" else _rival_class(arguments.rival)
     encoder, revision = resolve_encoder(arguments.encoder), arguments.encoder_revision
     size = 1024 if embeddings is None else len(next(iter(embeddings.values())))
     try:
         tokenizer = AutoTokenizer.from_pretrained(encoder, revision=revision, trust_remote_code=False)
-        model = LRKDForSequenceClassification.from_encoder(
+        model = student_class.from_encoder(
             encoder,
             revision=revision,
             attn_implementation=arguments.attn_implementation,
@@ -318,6 +355,9 @@ def _build_trainer(
     model.config.encoder_config._name_or_path = public_name(arguments.encoder)  # config.json travels
     train = PairDataset(pairs["train"], tokenizer, schema.label2id, arguments.max_length, embeddings)
     validation = PairDataset(pairs["validation"], tokenizer, schema.label2id, arguments.max_length, sort_by_length=True)
+    collator = PairCollator(tokenizer)
+    if rationales is not None:
+        train, collator = model.prepare(arguments, pairs["train"], rationales, train, tokenizer)
     callbacks = []
     if arguments.early_stopping_patience is not None:
         callbacks.append(EarlyStoppingCallback(arguments.early_stopping_patience))
@@ -325,13 +365,21 @@ def _build_trainer(
         model,
         training_arguments,
         head_learning_rate=arguments.head_learning_rate,
-        data_collator=PairCollator(tokenizer),
+        data_collator=collator,
         train_dataset=train,
         eval_dataset=validation,
         processing_class=tokenizer,
         compute_metrics=_compute_metrics,
         callbacks=callbacks,
     )
+
+
+def _rival_class(name: str) -> type[RivalStudent]:
+    from recipes.student.rivals.ced_kd import CEDKDStudent
+    from recipes.student.rivals.crsd import CRSDStudent
+    from recipes.student.rivals.mkd import MKDStudent
+
+    return {"ced_kd": CEDKDStudent, "mkd": MKDStudent, "crsd": CRSDStudent}[name]
 
 
 def _use_bfloat16(arguments: DistillArguments) -> bool:

@@ -11,7 +11,17 @@ from transformers import Trainer
 
 from recipes.student.dataset import LengthBucketSampler
 
-LOSS_PARTS = ("classification_loss", "guidance_loss")
+LOSS_PARTS = (
+    "classification_loss",
+    "guidance_loss",
+    # recipes.student.rivals
+    "reconstruction_loss",
+    "tagging_loss",
+    "score_loss",
+    "reasoning_loss",
+    "contrastive_loss",
+    "agreement_loss",
+)
 
 
 class LRKDTrainer(Trainer):
