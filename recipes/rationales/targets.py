@@ -34,6 +34,8 @@ from recipes.arguments import UserError, command_line, parse, run, to_dict
 from recipes.record import sha256, write_json
 from recipes.schemas import RATIONALES, make_folder, read, read_pairs, write
 
+TUNING = ("steps", "batch_size", "learning_rate", "margin", "precision", "seed")  # what only `tuned` looks at
+
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
@@ -66,6 +68,7 @@ class TargetsArguments:
     batch_size: int = field(default=32, metadata={"help": "tuned: rationales a step."})
     learning_rate: float = field(default=2e-5, metadata={"help": "tuned: falls to 0."})
     margin: float = field(default=0.5, metadata={"help": "tuned: cosine by which another verdict is to be farther."})
+    precision: Literal["float32", "bfloat16"] = field(default="float32", metadata={"help": "tuned: autocast or not."})
     seed: int = field(default=0, metadata={"help": "Of the queries fitted on, and of the tuning."})
 
 
@@ -187,7 +190,7 @@ def _tuned(
 
     output = Path(arguments.output)
     folder = output.with_name(f"{output.stem}_embedder")
-    options = {name: getattr(arguments, name) for name in ("steps", "batch_size", "learning_rate", "margin", "seed")}
+    options = {name: getattr(arguments, name) for name in TUNING}
     fitted = rows[rows["target_fitted"] & rows["predicted_label"].notna()]
     record = tune(fitted, encoder, folder, settings, max_length=arguments.max_length, **options)
     tuned = find_encoder(str(folder), None)

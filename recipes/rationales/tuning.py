@@ -25,6 +25,7 @@ def tune(
     batch_size: int,
     learning_rate: float,
     margin: float,
+    precision: str,
     max_length: int,
     seed: int,
 ) -> dict[str, Any]:
@@ -47,6 +48,7 @@ def tune(
         batch_size: Rationales a step, even.
         learning_rate: Falls linearly to 0, after a tenth of the steps to warm up.
         margin: By how much the other verdict is to be farther away.
+        precision: `float32`, or `bfloat16` for autocast.
         max_length: Tokens a rationale.
         seed: Of the batches.
 
@@ -88,6 +90,7 @@ def tune(
             save_steps=50,
             save_total_limit=1,
             logging_steps=10,
+            bf16=precision == "bfloat16",
             seed=seed,
             report_to=[],
             use_cpu=not torch.cuda.is_available(),
