@@ -22,9 +22,15 @@ PERSPECTIVES = "perspectives.safetensors"  # the name that modeling_lrkd.pipelin
 
 
 def claim_folder(
-    output: Path, settings: dict[str, Any], overwrite: bool, what: str = "student"
+    output: Path,
+    settings: dict[str, Any],
+    overwrite: bool,
+    what: str = "student",
+    defaults: dict[str, Any] | None = None,
 ) -> dict[str, Any] | None:
     """Return the record of a finished student (or `what`) with these settings, or make the folder ready for one.
+
+    `defaults` stand for the options that the folder's record does not have.
 
     Raises:
         UserError: The folder holds one of other settings; or, to be overwritten, something else.
@@ -37,9 +43,10 @@ def claim_folder(
         found = json.loads(path.read_text(encoding="utf-8"))
         for part in ("arguments", "data_sha256"):
             for name, value in settings[part].items():
-                if found[part].get(name) != value:
+                before = found[part].get(name, (defaults or {}).get(name))
+                if before != value:
                     raise UserError(
-                        f"{output}: holds a {what} with {name} = {found[part].get(name)!r}, not {value!r}. Choose "
+                        f"{output}: holds a {what} with {name} = {before!r}, not {value!r}. Choose "
                         "another output folder, or pass --overwrite to discard it."
                     )
         if path.name == RECORD:

@@ -202,7 +202,8 @@ def test_saved_and_loaded_it_is_the_same_model(extractor_type, tmp_path):
 def test_exported_it_gives_the_same_for_any_batch_and_length(extractor_type):
     model = build(extractor_type)
     batch, longer = random_batch(rows=2, length=6), random_batch(rows=3, length=9)
-    sizes = dict.fromkeys(batch, {0: torch.export.Dim("batch"), 1: torch.export.Dim("length", max=64)})
+    rows, length = torch.export.Dim("batch"), torch.export.Dim("length", max=64)
+    sizes = {name: {0: rows, 1: length} for name in batch}
     program = torch.export.export(model, (), kwargs=dict(batch), dynamic_shapes=sizes).module()
     torch.testing.assert_close(program(**longer).logits, model(**longer).logits, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(program(**longer).perspective_weights, model(**longer).perspective_weights)
