@@ -1,0 +1,215 @@
+"""Probe targets of guidance: how much of the gold label and of the teacher's verdict do they carry?
+
+    python -m recipes.rationales.probe --pairs runs/esci/pairs --encoder minilm --output runs/esci/probe \
+        --rationales mean=runs/esci/rationales_embedded.parquet residual=runs/esci/residual_embedded.parquet
+
+    python -m recipes.rationales.probe --config recipes/configs/tiny/probe.yaml
+
+A linear probe (logistic regression) on what would guide the student, the mean of a pair's embeddings; cross-validated
+by normalised query, with intervals over queries; plain, and with the classes weighed alike. Beside it the same probe on
+the embeddings of query and title alone, and the majority class.
+
+Reads: rationales with embeddings (recipes.rationales.embed or .targets). Writes: `probe.json`, `table.md`, `probe.png`.
+A target that was fitted on some of its pairs (column `target_fitted`) is probed on the others too, as `NAME (unseen)`:
+on pairs that a supervised target was fitted on, a probe says what guides the student, not what the text tells.
+
+The verdict of a pair is what most of its rationales predict (the first, where they tie). Where all predict the gold
+label (build --keep consistent) the two are one and only the gold label is probed; and such a file leaves out the pairs
+that the teacher got wrong, so compare targets on the same pairs only. Killed and started again, it goes on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from recipes.arguments import UserError, command_line, parse, run, to_dict
+from recipes.record import sha256, write_json
+from recipes.schemas import RATIONALES, make_folder, read, read_pairs
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+
+
+@dataclass
+class ProbeArguments:
+    """What `recipes.rationales.probe` can be told."""
+
+    rationales: list[str] = field(metadata={"help": "NAME=PATH of embedded rationales, one or more."})
+    encoder: str = field(metadata={"help": "Embeds query and title: Hub id, local folder, or `minilm`."})
+    output: str = field(metadata={"help": "Folder of probe.json, table.md and probe.png."})
+    revision: str | None = field(default=None, metadata={"help": "Commit, branch or tag of a Hub encoder."})
+    pairs: str | None = field(default=None, metadata={"help": "Folder of pairs: probe those of `split` only."})
+    split: str = field(default="train", metadata={"help": "Of `pairs`. Settings are not chosen on test."})
+    folds: int = field(default=5, metadata={"help": "Parts of the queries."})
+    strength: float = field(default=0.01, metadata={"help": "Inverse L2 penalty of the probe (scikit-learn's C)."})
+    draws: int = field(default=10_000, metadata={"help": "Bootstrap draws of queries."})
+    max_length: int = field(default=256, metadata={"help": "Tokens of a query or title."})
+
+
+def main() -> None:
+    """Run the verb."""
+    probe(parse(ProbeArguments, __doc__))
+
+
+def probe(arguments: ProbeArguments) -> dict[str, Any]:
+    """Probe every target, and write the table, the numbers and the plot.
+
+    Returns:
+        What `probe.json` holds.
+
+    Raises:
+        UserError: A file without embeddings, one class, too few queries, or a malformed option.
+    """
+    from tqdm import tqdm
+
+    from recipes.rationales.embed import find_encoder, start_work
+    from recipes.rationales.probing import format_probes, plot_probes, score
+    from recipes.rationales.topic import topic_embeddings
+
+    if arguments.folds < 2 or arguments.strength <= 0 or arguments.draws < 1:
+        raise UserError("folds, strength, draws: expected at least 2, more than 0, at least 1.")
+    targets = {
+        name: frame for given, path in _files(arguments.rationales) for name, frame in _targets(given, path, arguments)
+    }
+    for name, frame in targets.items():
+        _check(name, frame, arguments.folds)
+    encoder = find_encoder(arguments.encoder, arguments.revision)
+    output = make_folder(arguments.output)
+    files = {name: sha256(path) for name, path in _files(arguments.rationales)}
+    settings = [arguments.folds, arguments.strength, arguments.max_length, encoder.revision]
+    work = output / "work"
+    start_work(work, hashlib.sha256(json.dumps([files, settings]).encode()).hexdigest())
+    import pandas as pd
+
+    pairs = pd.concat([frame[["query", "product_title"]] for frame in targets.values()]).drop_duplicates()
+    place = {texts: row for row, texts in enumerate(pairs.itertuples(index=False, name=None))}
+    topics = topic_embeddings(pairs, encoder, work / "topics", arguments.max_length)
+
+    results: dict[str, Any] = {}
+    with tqdm(targets.items(), desc="Probing", unit="target") as bar:
+        for name, frame in bar:
+            bar.set_postfix_str(name)
+            texts = zip(frame["query"], frame["product_title"], strict=True)
+            result: dict[str, Any] = {"pairs": len(frame), "queries": int(frame["group"].nunique())}
+            for label in _labels(frame):
+                rows = frame[frame[label].notna()]
+                predictions = _predict(rows, label, topics[[place[pair] for pair in texts]], work, arguments)
+                groups = rows["group"].to_numpy()
+                result[label] = score(rows[label].to_numpy(), groups, predictions, arguments.draws)
+            results[name] = result
+    content = {
+        "command": command_line("recipes.rationales.probe", arguments),
+        "arguments": to_dict(arguments),
+        "encoder": [encoder.name, encoder.revision],
+        "files_sha256": files,
+        "targets": results,
+    }
+    write_json(output / "probe.json", content)
+    labels = [label for label in ("gold", "verdict") if any(label in result for result in results.values())]
+    tables = [f"## {label}\n\n{format_probes(results, label)}" for label in labels]
+    text = "accuracy / macro-F1 × 100, 95 % interval by query bootstrap; cross-validated by query.\n\n" + "\n".join(
+        tables
+    )
+    (output / "table.md").write_text(text + "\n", encoding="utf-8")
+    plot_probes(results, labels, output / "probe.png")
+    shutil.rmtree(work)
+    print(text)
+    print(f"wrote {output}/probe.json, table.md and probe.png")
+    print("next: python -m recipes.student.distill --rationales FILE --pairs DIR --encoder NAME --output DIR")
+    return content
+
+
+def _files(given: list[str]) -> list[tuple[str, str]]:
+    files = [entry.partition("=")[::2] for entry in given]
+    for entry, (name, path) in zip(given, files, strict=True):
+        if not name or not path:
+            raise UserError(f"rationales: expected NAME=PATH, got {entry!r}, e.g. mean=rationales_embedded.parquet.")
+    names = [name for name, _ in files]
+    if repeated := {name for name in names if names.count(name) > 1}:
+        raise UserError(f"rationales: {', '.join(sorted(repeated))} is given twice; every target needs its own name.")
+    return files
+
+
+def _targets(name: str, path: str, arguments: ProbeArguments) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Yield the pairs of a file, and those that a fitted target has not seen; a row a pair."""
+    import numpy as np
+
+    from recipes.rationales.topic import query_groups
+    from recipes.student.dataset import mean_embeddings
+
+    rows = read(path, RATIONALES)
+    if "cot_embedding" not in rows:
+        raise UserError(f"{path}: no column 'cot_embedding'; run recipes.rationales.embed on it first.")
+    if arguments.pairs is not None:
+        rows = rows[rows["pair_id"].isin(read_pairs(arguments.pairs, [arguments.split])[arguments.split]["pair_id"])]
+    if rows.empty:
+        raise UserError(f"{path}: no rationale of {arguments.pairs or 'any pair'}, split {arguments.split}.")
+    means = mean_embeddings(rows)
+    verdicts = rows.groupby("pair_id")["predicted_label"].agg(lambda labels: next(iter(_most_frequent(labels)), None))
+    seen = rows.groupby("pair_id")["target_fitted"].any() if "target_fitted" in rows else None
+    pairs = rows.drop_duplicates("pair_id")[["pair_id", "query", "product_title", "label"]].reset_index(drop=True)
+    pairs = pairs.rename(columns={"label": "gold"}).assign(
+        verdict=pairs["pair_id"].map(verdicts),
+        group=query_groups(pairs),
+        embedding=list(np.stack([means[pair_id] for pair_id in pairs["pair_id"]])),
+    )
+    yield name, pairs
+    if seen is not None and not seen.all():
+        unseen = pairs[~pairs["pair_id"].map(seen)].reset_index(drop=True)
+        yield f"{name} (unseen)", unseen
+
+
+def _most_frequent(labels: pd.Series) -> list[str]:
+    """Labels, the most frequent first; those that tie in the order of the file."""
+    return list(labels.value_counts(sort=False).sort_values(ascending=False, kind="stable").index)
+
+
+def _labels(frame: pd.DataFrame) -> list[str]:
+    """`gold`, and `verdict` where it is another and not missing throughout."""
+    other = frame["verdict"].notna().any() and not (frame["verdict"] == frame["gold"]).all()
+    return ["gold", "verdict"] if other else ["gold"]
+
+
+def _check(name: str, frame: pd.DataFrame, folds: int) -> None:
+    from recipes.rationales.probing import check_folds
+
+    for label in _labels(frame):
+        rows = frame[frame[label].notna()]
+        check_folds(rows[label].to_numpy(), rows["group"].to_numpy(), folds, f"{name}, {label}")
+
+
+def _predict(
+    rows: pd.DataFrame, label: str, topics: np.ndarray, work: Path, arguments: ProbeArguments
+) -> dict[str, np.ndarray]:
+    """Predict a label from query and title, and from the target; what a run before a kill predicted is kept."""
+    import numpy as np
+
+    from recipes.rationales.probing import probe_predictions
+
+    labels, groups = rows[label].to_numpy(dtype=object), rows["group"].to_numpy()
+    majority = rows[label].value_counts().index[0]
+    predictions = {"query and title": topics[rows.index], "query and title, balanced": topics[rows.index]}
+    embeddings = np.stack(rows["embedding"].to_numpy())
+    predictions |= {"target": embeddings, "target, balanced": embeddings}
+    for name, features in predictions.items():
+        # Targets of the same pairs share the probe on query and title.
+        key = hashlib.sha256(features.tobytes() + "\0".join([*labels, name]).encode()).hexdigest()
+        file = work / f"{key}.json"
+        if not file.is_file():
+            found = probe_predictions(
+                features, labels, groups, arguments.folds, arguments.strength, name.endswith("balanced")
+            )
+            write_json(file, found.tolist())
+        predictions[name] = np.array(json.loads(file.read_text(encoding="utf-8")), dtype=object)
+    return predictions | {"majority": np.full(len(rows), majority, dtype=object)}
+
+
+if __name__ == "__main__":
+    run(main)
