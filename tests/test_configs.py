@@ -41,9 +41,11 @@ VERBS = {
     "publish/facts_esci.yaml": Statement,
     "rationales/build.yaml": BuildArguments,
     "rationales/embed.yaml": EmbedArguments,
+    "student/bazaar_matrix.yaml": BenchArguments,
     "student/bazaar_minilm.yaml": DistillArguments,
     "student/demo_bench.yaml": BenchArguments,
     "student/esci_bench.yaml": BenchArguments,
+    "student/esci_matrix.yaml": BenchArguments,
     "student/esci_minilm.yaml": DistillArguments,
     "student/esci_tune.yaml": BenchArguments,
     "student/paper_esci.yaml": DistillArguments,
@@ -92,6 +94,7 @@ VERBS = {
     "tiny/dataset.yaml": PackageArguments,
     "tiny/embed.yaml": EmbedArguments,
     "tiny/evaluate.yaml": RunArguments,
+    "tiny/matrix.yaml": BenchArguments,
     "tiny/rationales.yaml": BuildArguments,
     "tiny/student.yaml": DistillArguments,
     "tiny/teacher_evaluate.yaml": EvaluateArguments,
@@ -173,6 +176,11 @@ def test_the_tiny_recipes_run(tmp_path):
         )
         assert result.returncode == 0, f"{command}\n{result.stderr[-3000:]}"
     assert "lrkd-gat" in result.stdout
+    matrix = [sys.executable, "-m", "recipes.student.bench", "--config", "recipes/configs/tiny/matrix.yaml"]
+    result = subprocess.run(matrix, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert result.returncode == 1, result.stderr[-3000:]  # one of its systems is made to fail
+    assert "3 of 5 runs are finished already." in result.stdout
+    assert "- broken-0: runs/tiny/nowhere.parquet: no such file" in result.stdout
     for written in (
         "student/model.safetensors",
         "evaluation/metrics.json",

@@ -185,9 +185,13 @@ def _features(folder: str, frame: pd.DataFrame, arguments: ProbeArguments) -> di
     import torch
     from tqdm import tqdm
     from transformers import AutoModel, AutoTokenizer, DataCollatorWithPadding
+    from transformers.utils import logging
 
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # that the classifier is left behind is what we want
     model = AutoModel.from_pretrained(folder, trust_remote_code=False).eval()
+    logging.set_verbosity(verbosity)
     device = arguments.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"

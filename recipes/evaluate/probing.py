@@ -116,8 +116,6 @@ def summarise(
         t-test over keywords, and of every keyword the t-test over runs, with Holm), `between_models` (name -> r_qp of
         the model minus that of the first).
     """
-    from scipy.stats import ttest_rel
-
     used = [index for index in range(len(keywords)) if any(table[1, index].any() for table in counts.values())]
     f1 = {key: _f1(table.sum(axis=3)) for key, table in counts.items()}  # (keywords, runs)
     drawn: dict[tuple[str, str], list[NDArray[np.float64]]] = {key: [] for key in counts}
@@ -135,13 +133,12 @@ def summarise(
     def difference(one: tuple[str, str], other: tuple[str, str]) -> dict[str, Any]:
         sample = samples[one] - samples[other]
         by_keyword = [float(f1[one][index].mean() - f1[other][index].mean()) for index in used]
-        over_runs = [_p_value(ttest_rel(f1[one][index], f1[other][index]).pvalue) for index in used]
-        over_keywords = ttest_rel(f1[one][used].mean(axis=1), f1[other][used].mean(axis=1)).pvalue
+        over_runs = [_paired_t_test(f1[one][index], f1[other][index]) for index in used]
         return {
             "difference": float(np.mean(by_keyword)),
             "interval": interval(sample),
             "p": bootstrap_p_value(sample),
-            "t_test_over_keywords_p": _p_value(over_keywords),
+            "t_test_over_keywords_p": _paired_t_test(f1[one][used].mean(axis=1), f1[other][used].mean(axis=1)),
             "keywords": {
                 keywords[index]: {"difference": value, "t_test_over_runs_p": p, "t_test_over_runs_p_holm": adjusted}
                 for index, value, p, adjusted in zip(used, by_keyword, over_runs, holm(over_runs), strict=True)
@@ -191,5 +188,8 @@ def _f1(counts: NDArray[np.float64]) -> NDArray[np.float64]:
     return 2 * counts[0] / np.maximum(counts[1], 1)
 
 
-def _p_value(value: float) -> float:
-    return 1.0 if np.isnan(value) else float(value)  # no difference anywhere
+def _paired_t_test(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
+    """p-value of the paired t-test; 1 where nothing differs or there is but one pair of values."""
+    from scipy.stats import ttest_rel
+
+    return 1.0 if len(one) < 2 or (one == other).all() else float(ttest_rel(one, other).pvalue)
