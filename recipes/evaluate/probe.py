@@ -176,7 +176,7 @@ def _ignored(further: list[str]) -> set[str]:
 
     from recipes.rationales.strip import NEUTRAL
 
-    return {*ENGLISH_STOP_WORDS, NEUTRAL, *further}
+    return {*ENGLISH_STOP_WORDS, "does", "did", NEUTRAL, *further}
 
 
 def _features(folder: str, frame: pd.DataFrame, arguments: ProbeArguments) -> dict[str, NDArray[np.float32]]:

@@ -79,7 +79,8 @@ def fit_and_count(
                     for keyword in usable:
                         rows = fit & lacking[keyword]
                         classifier = LogisticRegression(
-                            max_iter=1000, class_weight=None if class_weight == "none" else class_weight
+                            solver="newton-cholesky",  # far fewer steps than lbfgs where pairs outnumber dimensions
+                            class_weight=None if class_weight == "none" else class_weight,
                         ).fit(scaled[rows], present[keyword, rows])
                         rows = scored & lacking[keyword]
                         predicted, gold = classifier.predict(scaled[rows]), present[keyword, rows]
