@@ -49,6 +49,15 @@ VERBS = {
     "student/esci_minilm.yaml": DistillArguments,
     "student/esci_tune.yaml": BenchArguments,
     "student/paper_esci.yaml": DistillArguments,
+    "student/rivals/ced_kd.yaml": DistillArguments,
+    "student/rivals/crsd.yaml": DistillArguments,
+    "student/rivals/ensemble_member.yaml": DistillArguments,
+    "student/rivals/lrkd_combined.yaml": DistillArguments,
+    "student/rivals/mkd.yaml": DistillArguments,
+    "student/rivals/mkd_scores.yaml": DistillArguments,
+    "student/rivals/paper_ced_kd.yaml": DistillArguments,
+    "student/rivals/paper_crsd.yaml": DistillArguments,
+    "student/rivals/paper_mkd.yaml": DistillArguments,
     "teacher/evaluate_esci.yaml": EvaluateArguments,
     "teacher/generate_qwen3_14b.yaml": GenerateArguments,
     "teacher/generate_qwen3_small.yaml": GenerateArguments,
@@ -96,6 +105,10 @@ VERBS = {
     "tiny/evaluate.yaml": RunArguments,
     "tiny/matrix.yaml": BenchArguments,
     "tiny/rationales.yaml": BuildArguments,
+    "tiny/ensemble_member.yaml": DistillArguments,
+    "tiny/rival_ced_kd.yaml": DistillArguments,
+    "tiny/rival_crsd.yaml": DistillArguments,
+    "tiny/rival_mkd.yaml": DistillArguments,
     "tiny/student.yaml": DistillArguments,
     "tiny/teacher_evaluate.yaml": EvaluateArguments,
     "tiny/teacher_generate.yaml": GenerateArguments,
@@ -143,6 +156,17 @@ def test_the_paper_recipe_has_the_papers_values():
     recipe = read_yaml(DistillArguments, CONFIGS / "student" / "paper_esci.yaml")
     paper = {"batch_size": 256, "learning_rate": 2e-6, "epochs": 5, "max_length": 128, "guidance_weight": 0.1}
     assert {name: float(recipe[name]) for name in paper} == paper
+
+
+@pytest.mark.parametrize("rival", ["ced_kd", "mkd", "mkd_scores", "crsd", "lrkd_combined", "ensemble_member"])
+def test_a_rival_has_the_settings_of_the_students_it_is_compared_with(rival):
+    own = {"rationales", "output", "extractor_type", "perspectives"}
+    shared = read_yaml(DistillArguments, CONFIGS / "student" / "esci_minilm.yaml")
+    recipe = read_yaml(DistillArguments, CONFIGS / "student" / "rivals" / f"{rival}.yaml")
+    shared, recipe = (build(DistillArguments, values, rival) for values in (shared, recipe))
+    for name in DistillArguments.__dataclass_fields__:
+        if name not in own and not name.startswith("rival"):
+            assert getattr(recipe, name) == getattr(shared, name), name
 
 
 def test_the_paper_teacher_samples_as_the_paper_does():

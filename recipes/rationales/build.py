@@ -85,10 +85,12 @@ def build(arguments: BuildArguments) -> None:
     if arguments.samples == "first":
         rows = rows.drop_duplicates(["pair_id", "perspective"])
     rows = rows.drop_duplicates(list(RATIONALES.key))
+    perspectives = rows.groupby("pair_id")["perspective"].nunique().value_counts().sort_index()
     if arguments.target == "concatenation":
         rows = _concatenate(rows, arguments.separator)
 
     report = summary(rows, pairs, len(completions), counts) | {"arguments": to_dict(arguments)}
+    report["pairs_by_perspectives"] = {str(number): int(count) for number, count in perspectives.items()}
     path = write(rows[[name for name in RATIONALES.columns if name in rows]], arguments.output, RATIONALES)
     command = command_line("recipes.rationales.build", arguments)
     report_path = write_json(path.with_name(f"{path.name}.report.json"), {"command": command, **report})
@@ -212,6 +214,8 @@ def _print_report(report: dict[str, Any]) -> None:
     covered, pairs = report["pairs_with_rationale"], report["pairs"]
     by_label = ", ".join(f"{label} {share:.1%}" for label, share in report["coverage_by_label"].items())
     print(f"{covered:,} of {pairs:,} pairs have a rationale ({covered / pairs:.1%}; {by_label})")
+    for number, count in report["pairs_by_perspectives"].items():
+        print(f"{count:,} pairs have {number} of the perspectives asked for")
 
 
 if __name__ == "__main__":

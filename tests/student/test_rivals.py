@@ -59,7 +59,7 @@ class Killed(Exception):
     pass
 
 
-@pytest.mark.parametrize("rival", RIVALS)
+@pytest.mark.parametrize("rival", ["ced_kd", "mkd"])  # those with training-only parts
 def test_interrupted_and_started_again_it_ends_as_if_never_interrupted(rival_options, workspace, rival, monkeypatch):
     train(rival_options, rival=rival, output=str(workspace / "whole"))
     step = LRKDTrainer.training_step
@@ -74,7 +74,7 @@ def test_interrupted_and_started_again_it_ends_as_if_never_interrupted(rival_opt
         with pytest.raises(Killed):
             train(rival_options, rival=rival)
     (checkpoint,) = Path(rival_options["output"], "checkpoints").glob("checkpoint-*")
-    parts = {"ced_kd": "decoder.", "mkd": "crf.", "crsd": "encoder."}[rival]
+    parts = {"ced_kd": "decoder.", "mkd": "crf."}[rival]
     assert any(name.startswith(parts) for name in weights(checkpoint))
     assert train(rival_options, rival=rival)["steps"] == 16
     resumed, whole = weights(rival_options["output"]), weights(workspace / "whole")
@@ -82,10 +82,8 @@ def test_interrupted_and_started_again_it_ends_as_if_never_interrupted(rival_opt
         torch.testing.assert_close(resumed[name], tensor, atol=1e-6, rtol=1e-5, msg=name)
 
 
-@pytest.mark.parametrize("rival", RIVALS)
+@pytest.mark.parametrize("rival", ["ced_kd", "mkd"])  # CRSD's negatives are those of a batch
 def test_accumulated_batches_equal_one_large_batch(rival_options, workspace, rival):
-    if rival == "crsd":
-        rival_options["rival_weight"] = 0.0  # the negatives are those of a batch
     train(rival_options, rival=rival, epochs=1, batch_size=16)
     small = {"batch_size": 4, "gradient_accumulation_steps": 4, "output": str(workspace / "accumulated")}
     train(rival_options, rival=rival, epochs=1, **small)

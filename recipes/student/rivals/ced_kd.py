@@ -24,9 +24,12 @@ IGNORED = -100
 class RationaleDecoder(nn.Module):
     """Causal transformer decoder over a rationale, with cross-attention to the pair's token vectors H.
 
-    It has no token embeddings of its own: those of the encoder go in and, transposed, out.
+    It has no token embeddings of its own: those of the encoder go in and, transposed, out. What can come out are the
+    tokens that some training rationale has: the others could only be unlearnt, and the multiplication with the whole
+    vocabulary would cost several times the encoder.
 
     Args:
+        vocabulary: Ids that can come out, ascending, `(tokens,)`.
         hidden_size: Of the encoder.
         num_heads: Attention heads, of itself and to H.
         num_layers: Decoder layers.
@@ -34,8 +37,13 @@ class RationaleDecoder(nn.Module):
         dropout: In every layer.
     """
 
-    def __init__(self, hidden_size: int, num_heads: int, num_layers: int, max_length: int, dropout: float) -> None:
+    vocabulary: Tensor
+
+    def __init__(
+        self, vocabulary: Tensor, hidden_size: int, num_heads: int, num_layers: int, max_length: int, dropout: float
+    ) -> None:
         super().__init__()
+        self.register_buffer("vocabulary", vocabulary, persistent=False)
         self.positions = nn.Embedding(max_length, hidden_size)
         nn.init.normal_(self.positions.weight, std=0.02)
         layer = nn.TransformerDecoderLayer(
@@ -62,10 +70,10 @@ class RationaleDecoder(nn.Module):
             tgt_is_causal=True,
             memory_key_padding_mask=~mask.bool(),
         )
-        # The vocabulary is by far the largest factor: only positions that count are multiplied with it.
         counted = targets != IGNORED
-        logits = decoded[counted] @ embeddings.T  # (tokens of all rationales, vocabulary)
-        losses = F.cross_entropy(logits.float(), targets[counted], reduction="none")
+        logits = decoded[counted] @ embeddings[self.vocabulary].T  # (tokens of all rationales, vocabulary)
+        expected = torch.searchsorted(self.vocabulary, targets[counted])
+        losses = F.cross_entropy(logits.float(), expected, reduction="none")
         return torch.zeros(targets.shape, device=losses.device).masked_scatter(counted, losses)
 
 
@@ -76,8 +84,9 @@ class CEDKDStudent(RivalStudent):
 
     From the source: a cross-encoder with an auxiliary decoder that reconstructs the rationale while training. Our
     reading: one or two causal layers (`rival_layers`), cross-attention to H without its padding, token embeddings tied
-    with the encoder's input embeddings in and out, the encoder's tokenizer, β = `rival_weight` in {0.1, 0.5, 1}. A
-    rationale of more than `rival_length` tokens is cut there; training.json says how many were.
+    with the encoder's input embeddings in and out (out: those of the tokens that occur), the encoder's tokenizer, β =
+    `rival_weight` in {0.1, 0.5, 1}. A rationale of more than `rival_length` tokens is cut there; training.json says how
+    many were.
     """
 
     def prepare(
@@ -89,14 +98,6 @@ class CEDKDStudent(RivalStudent):
         tokenizer: PreTrainedTokenizerBase,
     ) -> tuple[RivalDataset, RivalCollator]:
         """Tokenise the rationales (column `rationale_ids`), and build the decoder."""
-        encoder = self.config.encoder_config
-        self.decoder = RationaleDecoder(
-            encoder.hidden_size,
-            encoder.num_attention_heads,
-            arguments.rival_layers,
-            arguments.rival_length,
-            arguments.classifier_dropout,
-        )
         self.loss_weights = {"reconstruction_loss": arguments.rival_weight}
         texts = joined_texts(rationales)
         # Between the encoder's own special tokens: the first is where decoding starts, the last what ends it.
@@ -105,10 +106,21 @@ class CEDKDStudent(RivalStudent):
             for pair_id in pairs["pair_id"]
             if pair_id in texts
         }
+        vocabulary = sorted({token for ids in encoded.values() for token in ids})
+        encoder = self.config.encoder_config
+        self.decoder = RationaleDecoder(
+            torch.tensor(vocabulary),
+            encoder.hidden_size,
+            encoder.num_attention_heads,
+            arguments.rival_layers,
+            arguments.rival_length,
+            arguments.classifier_dropout,
+        )
         cut = sum(len(ids) > arguments.rival_length for ids in encoded.values())
         report = {
             "rows_with_rationale": len(encoded),
             "share_cut": round(cut / len(encoded), 4),
+            "vocabulary": len(vocabulary),
             "mean_tokens": round(sum(map(len, encoded.values())) / len(encoded), 1),
         }
         columns = {"rationale_ids": [encoded.get(name, [])[: arguments.rival_length] for name in pairs["pair_id"]]}
