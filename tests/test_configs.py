@@ -16,6 +16,8 @@ from recipes.evaluate.run import RunArguments
 from recipes.publish.package import PackageArguments
 from recipes.rationales.build import BuildArguments
 from recipes.rationales.embed import EmbedArguments
+from recipes.rationales.probe import ProbeArguments
+from recipes.rationales.targets import TargetsArguments
 from recipes.student.bench import BenchArguments, plan
 from recipes.student.distill import DistillArguments
 from recipes.teacher.dpo import DpoArguments
@@ -44,7 +46,9 @@ VERBS = {
     "student/bazaar_minilm.yaml": DistillArguments,
     "student/demo_bench.yaml": BenchArguments,
     "student/esci_bench.yaml": BenchArguments,
+    "student/esci_guidance.yaml": BenchArguments,
     "student/esci_minilm.yaml": DistillArguments,
+    "student/esci_perspectives.yaml": DistillArguments,
     "student/esci_tune.yaml": BenchArguments,
     "student/paper_esci.yaml": DistillArguments,
     "teacher/evaluate_esci.yaml": EvaluateArguments,
@@ -92,8 +96,11 @@ VERBS = {
     "tiny/dataset.yaml": PackageArguments,
     "tiny/embed.yaml": EmbedArguments,
     "tiny/evaluate.yaml": RunArguments,
+    "tiny/probe.yaml": ProbeArguments,
     "tiny/rationales.yaml": BuildArguments,
     "tiny/student.yaml": DistillArguments,
+    "tiny/student_perspectives.yaml": DistillArguments,
+    "tiny/targets.yaml": TargetsArguments,
     "tiny/teacher_evaluate.yaml": EvaluateArguments,
     "tiny/teacher_generate.yaml": GenerateArguments,
     "tiny/teacher_base.yaml": TinyArguments,
@@ -165,6 +172,9 @@ def test_the_tiny_recipes_run(tmp_path):
         "--rationales runs/tiny/all_rationales.parquet --output runs/tiny/all_rationales_embedded.parquet",
         "recipes.publish.package --config recipes/configs/tiny/dataset.yaml",
         "recipes.student.distill --config recipes/configs/tiny/student.yaml",
+        "recipes.student.distill --config recipes/configs/tiny/student_perspectives.yaml",
+        "recipes.rationales.targets --config recipes/configs/tiny/targets.yaml",
+        "recipes.rationales.probe --config recipes/configs/tiny/probe.yaml",
         "recipes.evaluate.run --config recipes/configs/tiny/evaluate.yaml",
         "recipes.student.bench --config recipes/configs/tiny/bench.yaml",
     ):
@@ -175,6 +185,8 @@ def test_the_tiny_recipes_run(tmp_path):
     assert "lrkd-gat" in result.stdout
     for written in (
         "student/model.safetensors",
+        "student_perspectives/training.json",
+        "probe/probe.png",
         "evaluation/metrics.json",
         "bench/comparison/plot.png",
         "teacher_evaluation/metrics.json",

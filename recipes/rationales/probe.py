@@ -36,7 +36,10 @@ if TYPE_CHECKING:
 
     from recipes.rationales.embed import Encoder
 
-HEAD = "accuracy / macro-F1 × 100, 95 % interval by query bootstrap; cross-validated by query."
+HEAD = (
+    "accuracy / macro-F1 × 100, 95 % interval by query bootstrap; cross-validated by query. variance: share × 100 of the "
+    "target's variance that lies between the classes, which is what eq. 8 sees of them."
+)
 
 
 @dataclass
@@ -109,10 +112,11 @@ def probe(arguments: ProbeArguments) -> dict[str, Any]:
 def _score(
     targets: dict[str, pd.DataFrame], encoder: Encoder, work: Path, arguments: ProbeArguments
 ) -> dict[str, dict[str, Any]]:
+    import numpy as np
     import pandas as pd
     from tqdm import tqdm
 
-    from recipes.rationales.probing import score
+    from recipes.rationales.probing import score, variance_between
     from recipes.rationales.topic import topic_embeddings
 
     pairs = pd.concat([frame[["query", "product_title"]] for frame in targets.values()]).drop_duplicates()
@@ -129,6 +133,8 @@ def _score(
                 predictions = _predict(rows, label, own, work, arguments)
                 scores = score(rows[label].to_numpy(), rows["group"].to_numpy(), predictions, arguments.draws)
                 results[name][label] = scores
+                embeddings, labels = np.stack(rows["embedding"].to_numpy()), rows[label].to_numpy()
+                results[name].setdefault("variance_between", {})[label] = variance_between(embeddings, labels)
     return results
 
 
