@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     from recipes.rationales.embed import Encoder
 
 HEAD = (
-    "accuracy / macro-F1 × 100, 95 % interval by query bootstrap; cross-validated by query. variance: share × 100 of the "
-    "target's variance that lies between the classes, which is what eq. 8 sees of them."
+    "accuracy / macro-F1 × 100, 95 % interval by query bootstrap; cross-validated by query. variance: share × 100 of "
+    "the target's variance that lies between the classes, which is what eq. 8 sees of them."
 )
 
 

@@ -131,7 +131,8 @@ def score(
 def format_probes(results: Mapping[str, Any], label: str) -> str:
     """Lay out the probes for one label, `gold` or `verdict`, as a markdown table."""
     lines = [
-        "| target | pairs | majority | query and title | target | target, balanced | target - query and title | variance |",
+        "| target | pairs | majority | query and title | target | target, balanced | target - query and title "
+        "| variance |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for name, result in results.items():
