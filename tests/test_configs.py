@@ -16,6 +16,8 @@ from recipes.evaluate.run import RunArguments
 from recipes.publish.package import PackageArguments
 from recipes.rationales.build import BuildArguments
 from recipes.rationales.embed import EmbedArguments
+from recipes.rationales.probe import ProbeArguments
+from recipes.rationales.targets import TargetsArguments
 from recipes.student.bench import BenchArguments, plan
 from recipes.student.distill import DistillArguments
 from recipes.teacher.dpo import DpoArguments
@@ -46,7 +48,9 @@ VERBS = {
     "student/demo_bench.yaml": BenchArguments,
     "student/esci_bench.yaml": BenchArguments,
     "student/esci_matrix.yaml": BenchArguments,
+    "student/esci_guidance.yaml": BenchArguments,
     "student/esci_minilm.yaml": DistillArguments,
+    "student/esci_perspectives.yaml": DistillArguments,
     "student/esci_tune.yaml": BenchArguments,
     "student/paper_esci.yaml": DistillArguments,
     "student/rivals/ced_kd.yaml": DistillArguments,
@@ -104,12 +108,15 @@ VERBS = {
     "tiny/embed.yaml": EmbedArguments,
     "tiny/evaluate.yaml": RunArguments,
     "tiny/matrix.yaml": BenchArguments,
+    "tiny/probe.yaml": ProbeArguments,
     "tiny/rationales.yaml": BuildArguments,
     "tiny/ensemble_member.yaml": DistillArguments,
     "tiny/rival_ced_kd.yaml": DistillArguments,
     "tiny/rival_crsd.yaml": DistillArguments,
     "tiny/rival_mkd.yaml": DistillArguments,
     "tiny/student.yaml": DistillArguments,
+    "tiny/student_perspectives.yaml": DistillArguments,
+    "tiny/targets.yaml": TargetsArguments,
     "tiny/teacher_evaluate.yaml": EvaluateArguments,
     "tiny/teacher_generate.yaml": GenerateArguments,
     "tiny/teacher_base.yaml": TinyArguments,
@@ -192,6 +199,9 @@ def test_the_tiny_recipes_run(tmp_path):
         "--rationales runs/tiny/all_rationales.parquet --output runs/tiny/all_rationales_embedded.parquet",
         "recipes.publish.package --config recipes/configs/tiny/dataset.yaml",
         "recipes.student.distill --config recipes/configs/tiny/student.yaml",
+        "recipes.student.distill --config recipes/configs/tiny/student_perspectives.yaml",
+        "recipes.rationales.targets --config recipes/configs/tiny/targets.yaml",
+        "recipes.rationales.probe --config recipes/configs/tiny/probe.yaml",
         "recipes.evaluate.run --config recipes/configs/tiny/evaluate.yaml",
         "recipes.student.bench --config recipes/configs/tiny/bench.yaml",
     ):
@@ -207,6 +217,8 @@ def test_the_tiny_recipes_run(tmp_path):
     assert "- broken-0: runs/tiny/nowhere.parquet: no such file" in result.stdout
     for written in (
         "student/model.safetensors",
+        "student_perspectives/training.json",
+        "probe/probe.png",
         "evaluation/metrics.json",
         "bench/comparison/plot.png",
         "teacher_evaluation/metrics.json",

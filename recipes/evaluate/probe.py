@@ -3,7 +3,7 @@
     python -m recipes.rationales.build --pairs runs/esci/pairs --completions COMPLETIONS.parquet \
         --splits train test --keep all --output runs/esci/probe_rationales.parquet
     python -m recipes.evaluate.probe --models gat=runs/esci/bench/gat-0 unguided=runs/esci/bench/gat-unguided-0 \
-        --pairs runs/esci/pairs --rationales runs/esci/probe_rationales.parquet --output runs/esci/probe
+        --pairs runs/esci/pairs --rationales runs/esci/probe_rationales.parquet --output runs/esci/keyword_probe
 
 Does a vector tell whether the rationale of its pair has a word, though neither query nor title has it? The keywords are
 the most frequent such words of the fitting pairs, stop words left out (recipes/evaluate/keywords.py says what a word

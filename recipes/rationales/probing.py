@@ -32,12 +32,12 @@ def check_folds(labels: np.ndarray, groups: np.ndarray, folds: int, source: str)
     if queries < folds:
         raise UserError(f"{source}: {queries} queries cannot be cut into {folds} folds; lower --folds or add pairs.")
     if len(set(labels)) < 2:
-        raise UserError(f"{source}: every row is {labels[0]!r}; a probe needs two classes. Add pairs of another.")
+        raise UserError(f"{source}: every row is {str(labels[0])!r}; a probe needs two classes. Add pairs of another.")
     for train, _ in GroupKFold(folds).split(labels, groups=groups):
         if len(set(labels[train])) < 2:
             raise UserError(
-                f"{source}: {folds} folds by query leave one class, {labels[train][0]!r}, to learn from. The others "
-                "stand in too few queries: lower --folds or add pairs."
+                f"{source}: {folds} folds by query leave one class, {str(labels[train][0])!r}, to learn from. The "
+                "others stand in too few queries: lower --folds or add pairs."
             )
 
 
@@ -65,6 +65,28 @@ def probe_predictions(
     weights = "balanced" if balanced else None
     probe = make_pipeline(StandardScaler(), LogisticRegression(C=strength, class_weight=weights, max_iter=1000))
     return cross_val_predict(probe, features, labels, groups=groups, cv=GroupKFold(folds))
+
+
+def variance_between(embeddings: np.ndarray, labels: np.ndarray) -> float:
+    r"""Return the share of the embeddings' variance that lies between the means of the classes.
+
+    .. math:: \sum_c n_c \|\bar e_c - \bar e\|^2 \,/\, \sum_i \|e_i - \bar e\|^2
+
+    A probe may look at whatever direction tells the label; the squared error of eq. 8 weighs every direction by its
+    variance. This is how much of it is about the label.
+
+    Args:
+        embeddings: `(rows, size)`.
+        labels: Class of each row, `(rows,)`.
+
+    >>> variance_between(np.array([[1.0, 3.0], [1.0, -3.0], [-1.0, 3.0], [-1.0, -3.0]]), np.array(["a", "a", "b", "b"]))
+    0.1
+    """
+    centred = embeddings - embeddings.mean(axis=0)
+    between = sum(
+        (labels == label).sum() * np.square(centred[labels == label].mean(axis=0)).sum() for label in set(labels)
+    )
+    return float(between / np.square(centred).sum())
 
 
 def score(
@@ -96,9 +118,9 @@ def score(
         name: {
             metric: {
                 "value": float(values[number, run]),
-                "interval": interval(drawn[:, number, run]),
+                "interval": list(interval(drawn[:, number, run])),
                 "difference": float(values[number, run] - values[number, 0]),
-                "difference_interval": interval(drawn[:, number, run] - drawn[:, number, 0]),
+                "difference_interval": list(interval(drawn[:, number, run] - drawn[:, number, 0])),
             }
             for number, metric in enumerate(METRICS)
         }
@@ -109,8 +131,9 @@ def score(
 def format_probes(results: Mapping[str, Any], label: str) -> str:
     """Lay out the probes for one label, `gold` or `verdict`, as a markdown table."""
     lines = [
-        "| target | pairs | majority | query and title | target | target, balanced | target - query and title |",
-        "|---|---|---|---|---|---|---|",
+        "| target | pairs | majority | query and title | target | target, balanced | target - query and title "
+        "| variance |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for name, result in results.items():
         if label not in result:
@@ -124,6 +147,7 @@ def format_probes(results: Mapping[str, Any], label: str) -> str:
             _pair(scores["target"], with_interval=True),
             _pair(scores["target, balanced"], with_interval=True),
             " / ".join(_difference(scores["target"][metric]) for metric in METRICS),
+            f"{100 * result['variance_between'][label]:.1f}",
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

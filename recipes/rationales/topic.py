@@ -75,7 +75,7 @@ def residual(
     x, y, by_query = topics[fitted], embeddings[fitted], groups[fitted]
     folds = list(GroupKFold(FOLDS).split(x, y, by_query))
     model = RidgeCV(RIDGE_STRENGTHS, cv=folds, scoring="neg_mean_squared_error").fit(x, y)
-    unseen = cross_val_predict(Ridge(model.alpha_), x, y, cv=folds)
+    unseen = cross_val_predict(Ridge(model.alpha_), x, y, cv=folds).reshape(y.shape)
     explained = 1 - float(np.square(y - unseen).sum() / np.square(y - y.mean(axis=0)).sum())
-    rest = embeddings - model.predict(topics)
+    rest = embeddings - model.predict(topics).reshape(embeddings.shape)  # one column comes back flat
     return rest.astype(np.float32), {"alpha": float(model.alpha_), "explained": round(explained, 4)}
