@@ -9,7 +9,7 @@ recipes.evaluate.compare writes, every locale too: comparison/ and, for a second
 - Table 1: accuracy and macro-F1 by dataset and locale, mean ± sd over seeds, 95 % interval over queries.
 - Differences to each baseline, with intervals, and p-values after Holm over all systems of the recipe.
 - Ablations, as in Tables 4 and 6: differences to the full system; a Holm family each.
-- What each system costs: parameters, time of training.
+- What each system costs: parameters, and time of training (of a run that was killed, since its last start).
 Runs that failed or are still to come are named; they are in no figure.
 """
 
