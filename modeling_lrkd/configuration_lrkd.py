@@ -27,6 +27,8 @@ class LRKDConfig(PretrainedConfig):
             DeBERTa...), as an object or as a dict with `model_type`. Default: `BertConfig()`.
         extractor_type: How the token vectors become the latent reasoning vector r_qp (appendix A): `mlp`, `poly`,
             `gat`; `none` is a plain cross-encoder; `cls` is the ablation without extractor, r_qp := h_cls.
+        perspectives: Names of the perspectives that have a latent reasoning vector of their own, each from an extractor
+            of its own (`mlp`, `poly` or `gat`) and fused by a gate, see `LRKDModel`. None: one vector, as in the paper.
         extractor_dim: Size of r_qp. None: the encoder's hidden size, which reproduces the parameter counts of the
             paper's Table 2; its appendix B says 128, which contradicts them.
         num_codes: Context codes of the poly extractor (eq. 12).
@@ -78,6 +80,8 @@ class LRKDConfig(PretrainedConfig):
     keys_to_ignore_at_inference = [  # noqa: RUF012
         "latent_reasoning",
         "projected_reasoning",
+        "perspective_latents",
+        "perspective_weights",
         "classification_loss",
         "guidance_loss",
         "hidden_states",
@@ -104,6 +108,7 @@ class LRKDConfig(PretrainedConfig):
         temperature: float = 1.0,
         tier_thresholds: list[float] | None = None,
         ranking_view: bool = False,
+        perspectives: list[str] | None = None,
         **kwargs: Any,
     ) -> None:
         if encoder_config is None:
@@ -115,6 +120,11 @@ class LRKDConfig(PretrainedConfig):
             encoder_config = AutoConfig.for_model(encoder_config["model_type"], **options)
         self.encoder_config: Any = encoder_config
         self.extractor_type = _one_of("extractor_type", extractor_type, EXTRACTOR_TYPES)
+        self.perspectives = _distinct_names("perspectives", perspectives)
+        if perspectives is not None and extractor_type in ("none", "cls"):
+            raise ValueError(
+                f"perspectives: need an extractor (mlp, poly, gat), but extractor_type is {extractor_type}."
+            )
         self.extractor_dim = extractor_dim if extractor_dim is None else _positive("extractor_dim", extractor_dim)
         self.num_codes = _positive("num_codes", num_codes)
         self.num_extractor_layers = _positive("num_extractor_layers", num_extractor_layers)
@@ -204,6 +214,15 @@ def _one_of(name: str, value: str, choices: tuple[str, ...]) -> str:
     if value not in choices:
         raise ValueError(f"{name}: expected one of {', '.join(choices)}, got {value!r}.")
     return value
+
+
+def _distinct_names(name: str, values: Any) -> list[str] | None:
+    if values is None:
+        return None
+    names = [value for value in values if isinstance(value, str) and value.strip()] if isinstance(values, list) else []
+    if not names or len(set(names)) != len(values):
+        raise ValueError(f"{name}: expected a list of distinct names, or None, got {values!r}.")
+    return names
 
 
 def _positive(name: str, value: Any) -> Any:

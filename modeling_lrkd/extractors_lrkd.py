@@ -9,6 +9,7 @@ the work is not.
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -76,6 +77,24 @@ class MLPExtractor(nn.Module):
         pooled: Tensor = self.layers[-1](weighted_sum(mean_weights(mask), hidden_states))
         return pooled
 
+    @staticmethod
+    def together(extractors: list[MLPExtractor], hidden_states: Tensor, mask: Tensor) -> Tensor:
+        """Apply several to the same tokens, their first layers as one product: `(batch, extractors, latent_dim)`."""
+        weights = mean_weights(mask)
+        first: list[Any] = [extractor.layers[0] for extractor in extractors]
+        if len(extractors[0].layers) == 1:
+            pooled = weighted_sum(weights, hidden_states)
+            return torch.stack([layer(pooled) for layer in first], dim=1)
+        joined: list[Any] = [torch.cat([layer.weight for layer in first]), torch.cat([layer.bias for layer in first])]
+        parts = F.gelu(F.linear(hidden_states, *joined)).chunk(len(extractors), dim=2)  # (batch, length, latent) each
+        latents = []
+        for extractor, part in zip(extractors, parts, strict=True):
+            tokens = part
+            for layer in extractor.layers[1:-1]:
+                tokens = F.gelu(layer(tokens))
+            latents.append(extractor.layers[-1](weighted_sum(weights, tokens)))
+        return torch.stack(latents, dim=1)
+
 
 class PolyExtractor(nn.Module):
     r"""Learned context codes that attend over the tokens (eq. 12-13, after Poly-encoders).
@@ -105,6 +124,22 @@ class PolyExtractor(nn.Module):
         if self.projection is not None:
             pooled = self.projection(pooled)
         return pooled
+
+    @staticmethod
+    def together(extractors: list[PolyExtractor], hidden_states: Tensor, mask: Tensor) -> Tensor:
+        """Apply several to the same tokens, all codes as one product: `(batch, extractors, latent_dim)`."""
+        codes = torch.cat([e.codes if e.projection is None else e.codes @ e.projection.weight for e in extractors])
+        scores = F.linear(hidden_states, codes) / extractors[0].codes.shape[1] ** 0.5  # (batch, length, all codes)
+        attention = masked_softmax(scores, mask.unsqueeze(2), dim=1)
+        weights = attention.unflatten(2, (len(extractors), -1)).mean(dim=3)  # (batch, length, extractors)
+        pooled = torch.bmm(
+            weights.transpose(1, 2).to(hidden_states.dtype), hidden_states
+        )  # (batch, extractors, hidden)
+        rows = [
+            part if extractor.projection is None else extractor.projection(part)
+            for extractor, part in zip(extractors, pooled.unbind(dim=1), strict=True)
+        ]
+        return torch.stack(rows, dim=1)
 
 
 class GATExtractor(nn.Module):
@@ -137,3 +172,52 @@ class GATExtractor(nn.Module):
         weights = weighted_sum(mean_weights(mask), attention)  # (batch, j)
         latent: Tensor = self.projection(weighted_sum(weights, hidden_states))
         return latent
+
+    @staticmethod
+    def together(extractors: list[GATExtractor], hidden_states: Tensor, mask: Tensor) -> Tensor:
+        """Apply several to the same tokens, all scores as one product: `(batch, extractors, latent_dim)`."""
+        directions = torch.cat([e.attention.view(2, -1) @ e.projection.weight for e in extractors])  # (2 each, hidden)
+        scalars = F.linear(hidden_states, directions).float().unflatten(2, (len(extractors), 2)).transpose(1, 2)
+        source, target = scalars.unbind(dim=3)  # (batch, extractors, length) each
+        scores = F.leaky_relu(source.unsqueeze(3) + target.unsqueeze(2), extractors[0].negative_slope)
+        attention = masked_softmax(scores, mask[:, None, None, :], dim=3)  # (batch, extractors, i, j)
+        weights = (attention * mean_weights(mask)[:, None, :, None]).sum(dim=2)  # (batch, extractors, j)
+        pooled = torch.bmm(weights.to(hidden_states.dtype), hidden_states)  # (batch, extractors, hidden)
+        rows = [e.projection(part) for e, part in zip(extractors, pooled.unbind(dim=1), strict=True)]
+        return torch.stack(rows, dim=1)
+
+
+class PerspectiveExtractors(nn.ModuleList):
+    r"""One extractor for each perspective, over the same tokens (ours; the paper keeps a single vector).
+
+    .. math:: r_p = R_p(H, M), \quad p = 1 \ldots P
+
+    The values are those of the extractors one by one; what does not depend on the perspective is computed once.
+    Parameters are named by position: `0.projection.weight`, ...
+
+    Args:
+        extractors: P extractors of one class and size.
+    """
+
+    def forward(self, hidden_states: Tensor, mask: Tensor) -> Tensor:
+        """Map `(batch, length, hidden)` and a mask `(batch, length)` to `(batch, perspectives, latent_dim)`."""
+        extractors: list[Any] = list(self)
+        latents: Tensor = extractors[0].together(extractors, hidden_states, mask)
+        return latents
+
+
+class PerspectiveGate(nn.Linear):
+    r"""How much each perspective's latent counts for a pair (ours).
+
+    .. math:: w = \mathrm{softmax}(G\, h_{cls} + b) \in \mathbb{R}^P, \quad r_{qp} = \sum_p w_p\, r_p
+
+    G and b begin at zero, so r_qp begins as the mean of the perspectives' latents.
+
+    Args:
+        in_features: Size of h_cls.
+        out_features: P.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Map h_cls `(batch, hidden)` to weights `(batch, perspectives)` that sum to 1, in float32."""
+        return super().forward(input).float().softmax(dim=1)

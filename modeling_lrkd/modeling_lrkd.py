@@ -14,7 +14,15 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from .configuration_lrkd import LRKDConfig, custom_pipelines
-from .extractors_lrkd import GATExtractor, MLPExtractor, PolyExtractor, mean_weights, weighted_sum
+from .extractors_lrkd import (
+    GATExtractor,
+    MLPExtractor,
+    PerspectiveExtractors,
+    PerspectiveGate,
+    PolyExtractor,
+    mean_weights,
+    weighted_sum,
+)
 
 if TYPE_CHECKING:
     # Nothing here needs it, but transformers finds the files that belong together by their import lines: with this
@@ -41,6 +49,9 @@ class LRKDModelOutput(ModelOutput):
             for `extractor_type="none"`.
         hidden_states: Layer outputs of the encoder, `(batch, length, hidden)` each, if asked for.
         attentions: Attention weights of the encoder, `(batch, heads, length, length)` each, if asked for.
+        perspective_latents: r_p, the latent of each of `config.perspectives`, `(batch, perspectives, latent)`; None
+            for a model of a single latent.
+        perspective_weights: w, what the gate gives each of them, `(batch, perspectives)`, rows sum to 1; else None.
     """
 
     last_hidden_state: Tensor | None = None
@@ -49,6 +60,8 @@ class LRKDModelOutput(ModelOutput):
     projected_reasoning: Tensor | None = None
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
+    perspective_latents: Tensor | None = None
+    perspective_weights: Tensor | None = None
 
 
 @dataclass
@@ -65,6 +78,9 @@ class LRKDSequenceClassifierOutput(ModelOutput):
         guidance_loss: Eq. 8 before the weight λ, scalar; None without embeddings.
         hidden_states: Layer outputs of the encoder, `(batch, length, hidden)` each, if asked for.
         attentions: Attention weights of the encoder, `(batch, heads, length, length)` each, if asked for.
+        perspective_latents: r_p, the latent of each of `config.perspectives`, `(batch, perspectives, latent)`; None
+            for a model of a single latent.
+        perspective_weights: w, what the gate gives each of them, `(batch, perspectives)`, rows sum to 1; else None.
     """
 
     loss: Tensor | None = None
@@ -75,6 +91,8 @@ class LRKDSequenceClassifierOutput(ModelOutput):
     guidance_loss: Tensor | None = None
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
+    perspective_latents: Tensor | None = None
+    perspective_weights: Tensor | None = None
 
 
 class LRKDPreTrainedModel(PreTrainedModel):
@@ -100,6 +118,9 @@ class LRKDPreTrainedModel(PreTrainedModel):
             nn.init.normal_(module.attention, std=module.attention.numel() ** -0.5)
         elif isinstance(module, PolyExtractor):
             nn.init.normal_(module.codes, std=module.codes.shape[1] ** -0.5)
+        elif isinstance(module, PerspectiveGate):
+            nn.init.zeros_(module.weight)
+            nn.init.zeros_(module.bias)
         elif isinstance(module, nn.Linear):
             nn.init.normal_(module.weight, std=std)
             if module.bias is not None:
@@ -139,6 +160,14 @@ class LRKDPreTrainedModel(PreTrainedModel):
 class LRKDModel(LRKDPreTrainedModel):
     r"""Encoder and latent reasoning extractor, without a head.
 
+    With `config.perspectives` there is one latent for each of P perspectives, and a gate fuses them:
+
+    .. math:: r_p = R_p(H, M), \quad w = \mathrm{softmax}(G\, h_{cls} + b), \quad r_{qp} = \sum_p w_p\, r_p
+
+    Everything after it takes r_qp as ever. The gate can be read (`perspective_weights`): it says how the latents were
+    mixed for this pair, not what the score rests on. The rows of w sum to 1, so projecting r_qp is mixing the
+    projected r_p, and `reasoning_projection` serves both.
+
     Args:
         config: An `LRKDConfig`. No weights are loaded; use `from_pretrained` for that.
 
@@ -147,6 +176,7 @@ class LRKDModel(LRKDPreTrainedModel):
         extractor: Maps H to r_qp (eq. 6); None for `extractor_type` `none` and `cls`.
         reasoning_projection: Linear, r_qp to the chain-of-thought embedding; None for `none`. The paper sets
             r_qp beside an embedding of another size without saying how; this layer is ours.
+        perspective_gate: Linear and softmax, h_cls to the weights w; None without `config.perspectives`.
     """
 
     def __init__(self, config: LRKDConfig) -> None:
@@ -157,6 +187,9 @@ class LRKDModel(LRKDPreTrainedModel):
         self.extractor = _build_extractor(config)
         self.reasoning_projection = (
             None if config.extractor_type == "none" else nn.Linear(config.latent_dim, config.reasoning_dim)
+        )
+        self.perspective_gate = (
+            None if config.perspectives is None else PerspectiveGate(config.hidden_size, len(config.perspectives))
         )
         self._encoder_arguments = frozenset(inspect.signature(self.encoder.forward).parameters)
         self.post_init()
@@ -216,7 +249,13 @@ class LRKDModel(LRKDPreTrainedModel):
         encoded = self.encoder(**{name: value for name, value in options.items() if value is not None})
         hidden_states = encoded.last_hidden_state  # (batch, length, hidden)
         pooled = self._pool(encoded, mask)  # (batch, hidden)
-        latent = self._extract(hidden_states, mask, pooled)  # (batch, latent)
+        latents = weights = None
+        if self.perspective_gate is None or self.extractor is None:
+            latent = self._extract(hidden_states, mask, pooled)  # (batch, latent)
+        else:
+            latents = self.extractor(hidden_states, mask)  # (batch, perspectives, latent)
+            weights = self.perspective_gate(pooled)  # (batch, perspectives)
+            latent = weighted_sum(weights, latents)
         return LRKDModelOutput(
             last_hidden_state=hidden_states,
             pooler_output=pooled,
@@ -224,6 +263,8 @@ class LRKDModel(LRKDPreTrainedModel):
             projected_reasoning=None if self.reasoning_projection is None else self.reasoning_projection(latent),
             hidden_states=encoded.get("hidden_states"),
             attentions=encoded.get("attentions"),
+            perspective_latents=latents,
+            perspective_weights=weights,
         )
 
     def _pool(self, encoded: Any, mask: Tensor) -> Tensor:
@@ -333,15 +374,16 @@ class LRKDForSequenceClassification(LRKDModel):
             position_ids: See there.
             inputs_embeds: See there.
             labels: Class of each row, `(batch,)`.
-            cot_embeddings: Frozen embedding of each row's chain of thought, `(batch, reasoning_dim)`.
+            cot_embeddings: Frozen embedding of each row's chain of thought, `(batch, reasoning_dim)`; with
+                `config.perspectives` one a perspective, `(batch, perspectives, reasoning_dim)`.
             cot_mask: 1 for the rows that have one, `(batch,)`; all by default. Rows at 0 add no guidance, and
-                what stands in their embedding is not looked at.
+                what stands in their embedding is not looked at. With `config.perspectives`: `(batch, perspectives)`.
             output_attentions: See there.
             output_hidden_states: See there.
             return_dict: See there.
 
         Raises:
-            ValueError: A mask without a valid token, an embedding of another size than `reasoning_dim`, or one
+            ValueError: A mask without a valid token, embeddings or a mask of them of another shape, or an embedding
                 that is not finite in a row that counts.
         """
         features = self._encode(
@@ -357,7 +399,10 @@ class LRKDForSequenceClassification(LRKDModel):
         classification_loss = None if labels is None else F.cross_entropy(logits.float(), labels)  # eq. 7
         guidance_loss = None
         if cot_embeddings is not None and features.projected_reasoning is not None:
-            guidance_loss = self._guidance(features.projected_reasoning, cot_embeddings, cot_mask)
+            if features.perspective_latents is None:
+                guidance_loss = self._guidance(features.projected_reasoning, cot_embeddings, cot_mask)
+            else:
+                guidance_loss = self._guidance_by_perspective(features.perspective_latents, cot_embeddings, cot_mask)
         output = LRKDSequenceClassifierOutput(
             loss=_total(classification_loss, guidance_loss, self.config.guidance_weight),
             logits=self._ranking_logits(logits) if self.config.ranking_view else logits,
@@ -367,6 +412,8 @@ class LRKDForSequenceClassification(LRKDModel):
             guidance_loss=guidance_loss,
             hidden_states=features.hidden_states,
             attentions=features.attentions,
+            perspective_latents=features.perspective_latents,
+            perspective_weights=features.perspective_weights,
         )
         return output.to_tuple() if return_dict is False else output
 
@@ -389,6 +436,32 @@ class LRKDForSequenceClassification(LRKDModel):
             return features.pooler_output
         reasoning = features.latent_reasoning if self.config.fuse == "raw" else features.projected_reasoning
         return torch.cat([features.pooler_output, reasoning], dim=1)
+
+    def _guidance_by_perspective(self, latents: Tensor, embeddings: Tensor, mask: Tensor | None) -> Tensor:
+        r"""Eq. 8 for each perspective's own latent and rationale, averaged over the batch and the perspectives.
+
+        .. math:: L = \frac{1}{B P} \sum_{i=1}^B \sum_{p=1}^P m_{ip}\, \ell(W r_{ip} + c,\ e_{ip})
+
+        All B·P count, whichever have a rationale: a missing one adds nothing and changes no other's weight. InfoNCE
+        contrasts rows within a perspective, never the rationales of one pair with each other.
+        """
+        shape = (*latents.shape[:2], self.config.reasoning_dim)
+        if embeddings.shape != shape:
+            raise ValueError(
+                f"cot_embeddings: expected shape {tuple(shape)} (batch, perspectives, reasoning_dim), one embedding "
+                f"for each of {', '.join(self.config.perspectives)}, got {tuple(embeddings.shape)}."
+            )
+        if mask is not None and mask.shape != shape[:2]:
+            raise ValueError(
+                f"cot_mask: expected shape {tuple(shape[:2])} (batch, perspectives), got {tuple(mask.shape)}."
+            )
+        assert self.reasoning_projection is not None  # as `perspectives` need an extractor
+        projected = self.reasoning_projection(latents)  # (batch, perspectives, reasoning_dim)
+        losses = [
+            self._guidance(projected[:, p], embeddings[:, p], None if mask is None else mask[:, p])
+            for p in range(shape[1])
+        ]
+        return torch.stack(losses).mean()
 
     def _guidance(self, projected: Tensor, embeddings: Tensor, mask: Tensor | None) -> Tensor:
         """Eq. 8 averaged over the batch: rows without an embedding count as rows, with no guidance.
@@ -423,13 +496,19 @@ class LRKDForSequenceClassification(LRKDModel):
 
 
 def _build_extractor(config: Any) -> nn.Module | None:
+    if config.extractor_type in ("none", "cls"):
+        return None
+    if config.perspectives is None:
+        return _one_extractor(config)
+    return PerspectiveExtractors(_one_extractor(config) for _ in config.perspectives)
+
+
+def _one_extractor(config: Any) -> nn.Module:
     if config.extractor_type == "mlp":
         return MLPExtractor(config.hidden_size, config.latent_dim, config.num_extractor_layers)
     if config.extractor_type == "poly":
         return PolyExtractor(config.hidden_size, config.latent_dim, config.num_codes)
-    if config.extractor_type == "gat":
-        return GATExtractor(config.hidden_size, config.latent_dim, config.negative_slope)
-    return None
+    return GATExtractor(config.hidden_size, config.latent_dim, config.negative_slope)
 
 
 def _total(classification: Tensor | None, guidance: Tensor | None, weight: float) -> Tensor | None:

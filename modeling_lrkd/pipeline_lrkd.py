@@ -19,7 +19,7 @@ logger = logging.get_logger(__name__)
 
 PERSPECTIVES_FILE = "perspectives.safetensors"
 # What a result states itself; a product cannot bring its own.
-RESULT_KEYS = ("rank", "index", "label", "score", "probabilities", "tier", "perspectives")
+RESULT_KEYS = ("rank", "index", "label", "score", "probabilities", "tier", "perspectives", "perspective_weights")
 
 
 class LRKDRelevancePipeline(Pipeline):
@@ -35,7 +35,9 @@ class LRKDRelevancePipeline(Pipeline):
     - `label`: its most probable class; `probabilities`: class -> probability, softmax(logits / `config.temperature`);
     - `score`: the expected gain, Σ P(c)·gain(c), with `config.label_gains`;
     - `tier`: how many of `config.tier_thresholds` are at or below the score; None where there are none;
-    - `perspectives`: perspective -> cosine in [-1, 1], or None where the model brings no `perspectives.safetensors`.
+    - `perspectives`: perspective -> cosine in [-1, 1], or None where the model brings no `perspectives.safetensors`;
+    - `perspective_weights`: perspective -> weight in [0, 1] of its latent in the mixture that the classifier sees, of
+      sum 1; None for a model of a single latent (`config.perspectives`). A gate's weight, not an attribution.
 
     `perspectives` says where the latent reasoning lies among the perspectives from which the teacher reasoned. The
     file holds a vector c_p `(reasoning_dim,)` for each perspective: the mean embedding of that perspective's
@@ -161,6 +163,7 @@ class LRKDRelevancePipeline(Pipeline):
         order = sorted(range(len(encoded)), key=lambda row: -len(encoded[row]["input_ids"]))
         logits: list[Any] = [None] * len(encoded)
         perspectives: list[Any] = [None] * len(encoded)
+        gates: list[Any] = [None] * len(encoded)
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
             batch = pad([encoded[row] for row in rows])
@@ -169,7 +172,8 @@ class LRKDRelevancePipeline(Pipeline):
             for position, row in enumerate(rows):
                 logits[row] = output.logits[position].float()
                 perspectives[row] = None if near is None else near[position]
-        return {**input_tensors, "logits": logits, "perspectives": perspectives}
+                gates[row] = None if output.perspective_weights is None else output.perspective_weights[position]
+        return {**input_tensors, "logits": logits, "perspectives": perspectives, "gates": gates}
 
     def _near(self, reasoning: Tensor | None) -> Tensor | None:
         """cos(r - m, c_p - m) for each row and perspective, `(batch, perspectives)`."""
@@ -183,10 +187,11 @@ class LRKDRelevancePipeline(Pipeline):
     def postprocess(self, model_outputs: dict[str, Any], top_k: int | None = None) -> list[list[dict[str, Any]]]:
         """Turn logits into ranked products, a list of them for each request."""
         scored: dict[tuple[str, str], dict[str, Any]] = {}
-        for pair, logits, near in zip(
-            model_outputs["pairs"], model_outputs["logits"], model_outputs["perspectives"], strict=True
-        ):
-            scored[pair] = self._result(pair, logits, near)
+        parts = ("pairs", "logits", "perspectives", "gates")
+        for pair, logits, near, gate in zip(*(model_outputs[part] for part in parts), strict=True):
+            names = self.model.config.perspectives
+            weights = None if gate is None else dict(zip(names, gate.tolist(), strict=True))
+            scored[pair] = {**self._result(pair, logits, near), "perspective_weights": weights}
         return [self._ranked(request, scored)[:top_k] for request in model_outputs["requests"]]
 
     def _result(self, pair: tuple[str, str], logits: Tensor, near: Tensor | None) -> dict[str, Any]:

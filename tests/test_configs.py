@@ -16,6 +16,8 @@ from recipes.evaluate.run import RunArguments
 from recipes.publish.package import PackageArguments
 from recipes.rationales.build import BuildArguments
 from recipes.rationales.embed import EmbedArguments
+from recipes.rationales.probe import ProbeArguments
+from recipes.rationales.targets import TargetsArguments
 from recipes.student.bench import BenchArguments, plan
 from recipes.student.distill import DistillArguments
 from recipes.teacher.dpo import DpoArguments
@@ -41,10 +43,14 @@ VERBS = {
     "publish/facts_esci.yaml": Statement,
     "rationales/build.yaml": BuildArguments,
     "rationales/embed.yaml": EmbedArguments,
+    "student/bazaar_matrix.yaml": BenchArguments,
     "student/bazaar_minilm.yaml": DistillArguments,
     "student/demo_bench.yaml": BenchArguments,
     "student/esci_bench.yaml": BenchArguments,
+    "student/esci_matrix.yaml": BenchArguments,
+    "student/esci_guidance.yaml": BenchArguments,
     "student/esci_minilm.yaml": DistillArguments,
+    "student/esci_perspectives.yaml": DistillArguments,
     "student/esci_tune.yaml": BenchArguments,
     "student/paper_esci.yaml": DistillArguments,
     "student/rivals/ced_kd.yaml": DistillArguments,
@@ -103,12 +109,16 @@ VERBS = {
     "tiny/dataset.yaml": PackageArguments,
     "tiny/embed.yaml": EmbedArguments,
     "tiny/evaluate.yaml": RunArguments,
+    "tiny/matrix.yaml": BenchArguments,
+    "tiny/probe.yaml": ProbeArguments,
     "tiny/rationales.yaml": BuildArguments,
     "tiny/ensemble_member.yaml": DistillArguments,
     "tiny/rival_ced_kd.yaml": DistillArguments,
     "tiny/rival_crsd.yaml": DistillArguments,
     "tiny/rival_mkd.yaml": DistillArguments,
     "tiny/student.yaml": DistillArguments,
+    "tiny/student_perspectives.yaml": DistillArguments,
+    "tiny/targets.yaml": TargetsArguments,
     "tiny/teacher_evaluate.yaml": EvaluateArguments,
     "tiny/teacher_generate.yaml": GenerateArguments,
     "tiny/teacher_base.yaml": TinyArguments,
@@ -191,6 +201,9 @@ def test_the_tiny_recipes_run(tmp_path):
         "--rationales runs/tiny/all_rationales.parquet --output runs/tiny/all_rationales_embedded.parquet",
         "recipes.publish.package --config recipes/configs/tiny/dataset.yaml",
         "recipes.student.distill --config recipes/configs/tiny/student.yaml",
+        "recipes.student.distill --config recipes/configs/tiny/student_perspectives.yaml",
+        "recipes.rationales.targets --config recipes/configs/tiny/targets.yaml",
+        "recipes.rationales.probe --config recipes/configs/tiny/probe.yaml",
         "recipes.evaluate.run --config recipes/configs/tiny/evaluate.yaml",
         "recipes.student.bench --config recipes/configs/tiny/bench.yaml",
     ):
@@ -199,8 +212,15 @@ def test_the_tiny_recipes_run(tmp_path):
         )
         assert result.returncode == 0, f"{command}\n{result.stderr[-3000:]}"
     assert "lrkd-gat" in result.stdout
+    matrix = [sys.executable, "-m", "recipes.student.bench", "--config", "recipes/configs/tiny/matrix.yaml"]
+    result = subprocess.run(matrix, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert result.returncode == 1, result.stderr[-3000:]  # one of its systems is made to fail
+    assert "3 of 5 runs are finished already." in result.stdout
+    assert "- broken-0: runs/tiny/nowhere.parquet: no such file" in result.stdout
     for written in (
         "student/model.safetensors",
+        "student_perspectives/training.json",
+        "probe/probe.png",
         "evaluation/metrics.json",
         "bench/comparison/plot.png",
         "teacher_evaluation/metrics.json",

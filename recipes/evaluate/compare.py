@@ -23,6 +23,7 @@ What is computed:
 from __future__ import annotations
 
 import operator
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +33,7 @@ from recipes.record import write_json
 
 if TYPE_CHECKING:
     import numpy as np
+    import pandas as pd
     from numpy.typing import NDArray
 
     from recipes.evaluate.runs import Run
@@ -58,7 +60,6 @@ def write_comparison(arguments: CompareArguments) -> dict[str, Any]:
     Raises:
         UserError: See `compare`; or the output folder cannot be written.
     """
-    from recipes.evaluate.report import format_slice, plot_comparison
     from recipes.evaluate.runs import list_runs
     from recipes.schemas import load_labels
 
@@ -66,7 +67,18 @@ def write_comparison(arguments: CompareArguments) -> dict[str, Any]:
     runs = list_runs(arguments.runs, arguments.runs_file)
     comparison = compare(runs, arguments.baseline, schema, arguments.draws, arguments.bootstrap_seed)
     comparison["arguments"] = to_dict(arguments)
-    output = Path(arguments.output)
+    save_comparison(comparison, Path(arguments.output))
+    return comparison
+
+
+def save_comparison(comparison: dict[str, Any], output: Path) -> None:
+    """Write compare.json, table.md and plot.png into the folder `output`.
+
+    Raises:
+        UserError: They cannot be written.
+    """
+    from recipes.evaluate.report import format_slice, plot_comparison
+
     try:
         output.mkdir(parents=True, exist_ok=True)
         tables = "\n".join(format_slice(name, comparison, markdown=True) for name in comparison["slices"])
@@ -75,7 +87,6 @@ def write_comparison(arguments: CompareArguments) -> dict[str, Any]:
         write_json(output / "compare.json", comparison)
     except OSError as error:
         raise UserError(f"{output}: could not be written ({error}). Free space or choose another --output.") from None
-    return comparison
 
 
 def compare(runs: list[Run], baseline: str, schema: LabelSchema, draws: int, bootstrap_seed: int) -> dict[str, Any]:
@@ -85,12 +96,6 @@ def compare(runs: list[Run], baseline: str, schema: LabelSchema, draws: int, boo
         UserError: The baseline or a rival is missing, a file breaks the contract of predictions, or the runs are not
             on the same pairs and labels.
     """
-    import numpy as np
-
-    from recipes.evaluate.metrics import ranking_by_query, to_arrays
-    from recipes.evaluate.runs import read_aligned
-    from recipes.evaluate.significance import query_statistics
-
     systems = list(dict.fromkeys(run.system for run in runs))
     if baseline not in systems or len(systems) < 2:
         raise UserError(
@@ -99,7 +104,40 @@ def compare(runs: list[Run], baseline: str, schema: LabelSchema, draws: int, boo
         )
     if draws < 100:
         raise UserError(f"--draws {draws}: expected at least 100; with 10000 the smallest p-value is 0.0002.")
-    runs = sorted(runs, key=lambda run: run.system != baseline)  # stable: the baseline first, the others as given
+    return compare_scored(score(runs, schema), baseline, draws, bootstrap_seed)
+
+
+@dataclass
+class ScoredRuns:
+    """Runs on the same pairs, counted by query: what any of them can be compared by.
+
+    Attributes:
+        runs: The runs.
+        statistics: Counts and nDCG by query, runs in the order of `runs`.
+        right: Which pairs each run classifies right `(runs, pairs)`.
+        query: Index of each pair's query `(pairs,)`.
+        ranking: One row a query: `locale`, `ndcg` and `contested` (nDCG is missing for the same queries in every run).
+    """
+
+    runs: list[Run]
+    statistics: QueryStatistics
+    right: NDArray[np.bool_]
+    query: NDArray[np.int64]
+    ranking: pd.DataFrame
+
+
+def score(runs: list[Run], schema: LabelSchema) -> ScoredRuns:
+    """Read the predictions of the runs and count them by query.
+
+    Raises:
+        UserError: A file breaks the contract of predictions, or the runs are not on the same pairs and labels.
+    """
+    import numpy as np
+
+    from recipes.evaluate.metrics import ranking_by_query, to_arrays
+    from recipes.evaluate.runs import read_aligned
+    from recipes.evaluate.significance import query_statistics
+
     tables = read_aligned(runs, schema)
     query = tables[0].groupby(["locale", "query"], sort=False).ngroup().to_numpy()
     arrays = [to_arrays(table, schema, str(run.predictions)) for run, table in zip(runs, tables, strict=True)]
@@ -107,8 +145,21 @@ def compare(runs: list[Run], baseline: str, schema: LabelSchema, draws: int, boo
     rankings = [ranking_by_query(table, schema) for table in tables]
     ndcg = np.stack([ranking["ndcg"] for ranking in rankings])
     statistics = query_statistics(query, gold, predicted, ndcg, len(schema.names))
+    return ScoredRuns(runs, statistics, predicted == gold, query, rankings[0])
 
-    locales = rankings[0]["locale"].to_numpy()
+
+def compare_scored(
+    scored: ScoredRuns, baseline: str, draws: int, bootstrap_seed: int, systems: Sequence[str] | None = None
+) -> dict[str, Any]:
+    """Compare scored runs with those of `baseline`: all, or those of `systems`. Return what compare.json holds."""
+    import numpy as np
+
+    chosen_systems = {run.system for run in scored.runs} if systems is None else {*systems, baseline}
+    indices = [index for index, run in enumerate(scored.runs) if run.system in chosen_systems]
+    indices.sort(key=lambda index: scored.runs[index].system != baseline)  # stable: the others as given
+    runs = [scored.runs[index] for index in indices]
+    statistics, right = scored.statistics.of_runs(indices), scored.right[indices]
+    locales = scored.ranking["locale"].to_numpy()
     slices = {"overall": np.ones(len(locales), dtype=bool)}
     if len(set(locales)) > 1:
         slices |= {locale: locales == locale for locale in sorted(set(locales))}
@@ -119,12 +170,12 @@ def compare(runs: list[Run], baseline: str, schema: LabelSchema, draws: int, boo
         "bootstrap_seed": bootstrap_seed,
         "slices": {
             name: {
-                "pairs": int(chosen[query].sum()),
+                "pairs": int(chosen[scored.query].sum()),
                 "queries": int(chosen.sum()),
-                "ndcg_queries": int(rankings[0]["ndcg"][chosen].notna().sum()),
-                "ndcg_contested_queries": int(rankings[0]["contested"][chosen].sum()),
+                "ndcg_queries": int(scored.ranking["ndcg"][chosen].notna().sum()),
+                "ndcg_contested_queries": int(scored.ranking["contested"][chosen].sum()),
                 **compare_slice(
-                    runs, statistics.select(chosen), (predicted == gold)[:, chosen[query]], draws, bootstrap_seed, name
+                    runs, statistics.select(chosen), right[:, chosen[scored.query]], draws, bootstrap_seed, name
                 ),
             }
             for name, chosen in slices.items()

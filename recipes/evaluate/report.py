@@ -92,14 +92,14 @@ def format_slice(name: str, comparison: Mapping[str, Any], markdown: bool) -> st
     values = comparison["slices"][name]
     metrics = [metric for metric in TITLES if metric in values["systems"][comparison["baseline"]]["metrics"]]
     systems = [
-        [system, str(len(result["seeds"])), *(_mean_cell(result["metrics"][metric]) for metric in metrics)]
+        [system, str(len(result["seeds"])), *(mean_cell(result["metrics"][metric]) for metric in metrics)]
         for system, result in values["systems"].items()
     ]
     differences = [
         [
             system,
-            *(_difference_cell(result[metric]) for metric in metrics),
-            _p_value(result["mcnemar"]["p_holm"]) if "mcnemar" in result else "-",
+            *(difference_cell(result[metric]) for metric in metrics),
+            format_p_value(result["mcnemar"]["p_holm"]) if "mcnemar" in result else "-",
         ]
         for system, result in values["differences"].items()
     ]
@@ -113,33 +113,37 @@ def format_slice(name: str, comparison: Mapping[str, Any], markdown: bool) -> st
             "",
             "All × 100: mean ± sd over seeds, 95 % interval by query bootstrap.",
             "",
-            _table(["system", "seeds", *titles], systems, markdown),
+            format_table(["system", "seeds", *titles], systems, markdown),
             "",
             f"Difference to {comparison['baseline']}, 95 % interval, p after Holm over {len(differences)} "
             f"{'system' if len(differences) == 1 else 'systems'}; McNemar: p on accuracy.",
             "",
-            _table(["system", *titles, "McNemar"], differences, markdown),
+            format_table(["system", *titles, "McNemar"], differences, markdown),
             "",
         ]
     )
 
 
-def _mean_cell(result: Mapping[str, Any]) -> str:
+def mean_cell(result: Mapping[str, Any]) -> str:
+    """Return `mean ±sd [interval]`, × 100, of a metric of a system."""
     sd = "" if result["sd"] is None else f" ±{100 * result['sd']:.1f}"
     low, high = result["interval"]
     return f"{100 * result['mean']:.1f}{sd} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
-def _difference_cell(result: Mapping[str, Any]) -> str:
+def difference_cell(result: Mapping[str, Any]) -> str:
+    """Return `difference [interval] p`, × 100 but for the p-value after Holm."""
     low, high = result["interval"]
-    return f"{100 * result['difference']:+.1f} [{100 * low:.1f}, {100 * high:.1f}] {_p_value(result['p_holm'])}"
+    return f"{100 * result['difference']:+.1f} [{100 * low:.1f}, {100 * high:.1f}] {format_p_value(result['p_holm'])}"
 
 
-def _p_value(value: float) -> str:
+def format_p_value(value: float) -> str:
+    """Return three digits, or that it is smaller."""
     return "<.001" if value < 0.001 else f"{value:.3f}".removeprefix("0")
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]], markdown: bool, columns: int = 100) -> str:
+def format_table(header: Sequence[str], rows: Sequence[Sequence[str]], markdown: bool, columns: int = 100) -> str:
+    """Lay out rows of cells; not as markdown, the first column is cut so that the table fits `columns`."""
     widths = [max(len(row[position]) for row in (header, *rows)) for position in range(len(header))]
     if not markdown:
         widths[0] = min(widths[0], max(8, columns - sum(widths[1:]) - 2 * (len(widths) - 1)))

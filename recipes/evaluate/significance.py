@@ -43,6 +43,10 @@ class QueryStatistics:
         """Keep some queries, e.g. those of one locale."""
         return QueryStatistics(self.gold[queries], self.correct[queries], self.predicted[queries], self.ndcg[queries])
 
+    def of_runs(self, runs: Sequence[int]) -> QueryStatistics:
+        """Keep some runs, in this order."""
+        return QueryStatistics(self.gold, self.correct[:, runs], self.predicted[:, runs], self.ndcg[:, runs])
+
 
 def query_statistics(
     query: NDArray[np.int64],

@@ -33,6 +33,8 @@ from recipes.schemas import RATIONALES, read, write
 
 if TYPE_CHECKING:
     import numpy as np
+    import pandas as pd
+    import pyarrow as pa
     from sentence_transformers import SentenceTransformer
 
 MARK = b"lrkd_embedded_from"  # in the metadata of the output: what it was made of
@@ -72,9 +74,6 @@ def main() -> None:
 
 def embed(arguments: EmbedArguments) -> None:
     """Read, embed what is not embedded yet, and write."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     if min(arguments.max_length, arguments.batch_size, arguments.shard_size) < 1:
         raise UserError("max_length, batch_size, shard_size: expected at least 1 each.")
     rows = read(arguments.rationales, RATIONALES)
@@ -82,10 +81,7 @@ def embed(arguments: EmbedArguments) -> None:
         raise UserError(f"{arguments.rationales}: no rows. Make it again with {RATIONALES.made_by}.")
     encoder = find_encoder(arguments.encoder, arguments.revision)
     mark = fingerprint([sha256(arguments.rationales)], encoder, arguments)
-    if (
-        Path(arguments.output).is_file()
-        and (pq.read_schema(arguments.output).metadata or {}).get(MARK) == mark.encode()
-    ):
+    if already_made(arguments.output, mark):
         print(f"{arguments.output} already holds these embeddings.")
         _report(arguments)
         return
@@ -96,16 +92,7 @@ def embed(arguments: EmbedArguments) -> None:
 
     place = {text: number for number, text in enumerate(texts)}
     vectors = vectors[[place[text] for text in rows["rationale"]]]
-    table = pa.Table.from_pandas(rows.drop(columns=["cot_embedding"], errors="ignore"), preserve_index=False)
-    for name, column in (
-        ("cot_embedding", pa.FixedSizeListArray.from_arrays(vectors.reshape(-1), vectors.shape[1])),
-        ("encoder", pa.array([encoder.name] * len(rows))),
-        ("encoder_revision", pa.array([encoder.revision] * len(rows))),
-    ):
-        if name in table.column_names:
-            table = table.drop_columns(name)
-        table = table.append_column(name, column)
-    table = table.replace_schema_metadata({**table.schema.metadata, MARK: mark})
+    table = with_embeddings(rows, vectors, encoder.name, encoder.revision, mark)
     path = write(table, arguments.output, RATIONALES)
     _report(arguments)
     shutil.rmtree(work)
@@ -113,6 +100,37 @@ def embed(arguments: EmbedArguments) -> None:
     print(f"wrote {path}: {len(rows):,} embeddings of {len(texts):,} texts, size {size}")
     print(f"encoder {encoder.name}, revision {encoder.revision}")
     print(f"next: python -m recipes.student.distill --rationales {path} --pairs DIR --encoder NAME --output DIR")
+
+
+def already_made(output: str, mark: str) -> bool:
+    """Return whether `output` was written with this mark, see `with_embeddings`."""
+    import pyarrow.parquet as pq
+
+    return Path(output).is_file() and (pq.read_schema(output).metadata or {}).get(MARK) == mark.encode()
+
+
+def with_embeddings(rows: pd.DataFrame, vectors: np.ndarray, encoder: str, revision: str, mark: str) -> pa.Table:
+    """Give rationales another embedding.
+
+    Args:
+        rows: Rationales; an embedding that they have goes.
+        vectors: `cot_embedding` of each row, `(rows, size)`, float32.
+        encoder: What made the vectors.
+        revision: Its revision.
+        mark: What the vectors depend on, written into the file so that `already_made` knows it.
+    """
+    import pyarrow as pa
+
+    table = pa.Table.from_pandas(rows.drop(columns=["cot_embedding"], errors="ignore"), preserve_index=False)
+    for name, column in (
+        ("cot_embedding", pa.FixedSizeListArray.from_arrays(vectors.reshape(-1), vectors.shape[1])),
+        ("encoder", pa.array([encoder] * len(rows))),
+        ("encoder_revision", pa.array([revision] * len(rows))),
+    ):
+        if name in table.column_names:
+            table = table.drop_columns(name)
+        table = table.append_column(name, column)
+    return table.replace_schema_metadata({**table.schema.metadata, MARK: mark})
 
 
 def _report(arguments: EmbedArguments) -> None:

@@ -1,87 +1,61 @@
-"""Train and score several systems over several seeds, and compare them.
+"""Train and score a matrix of systems, seeds and datasets, and compare them.
 
     python -m recipes.student.bench --config recipes/configs/student/esci_bench.yaml
+    python -m recipes.student.bench --config recipes/configs/student/esci_matrix.yaml --workers 2
     python -m recipes.student.bench --config recipes/configs/tiny/bench.yaml
+    python -m recipes.student.tables --config recipes/configs/student/esci_matrix.yaml       # of what is finished
 
-A finished run is one line of `runs.jsonl`; started again, the bench goes on where it was, and systems or seeds added
-to the recipe later are trained beside what is there. Each run is a folder that `recipes.student.distill` and
-`recipes.evaluate.run` wrote, so any of them can be loaded, resumed or scored alone.
+A finished run is one line of `runs.jsonl`; started again, the bench goes on where it was, and systems, seeds or
+datasets added to the recipe later are trained beside what is there. Each run is a folder that
+`recipes.student.distill` and `recipes.evaluate.run` wrote, so any of them can be loaded, resumed or scored alone.
+
+A run that fails stops no other: why is in the tables, the details are in `logs/`, the exit status is 1, and the next
+start tries it again.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+import sys
+import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from recipes.arguments import UserError, build, parse, read_yaml, run
-from recipes.evaluate.compare import CompareArguments, write_comparison
+from tqdm import tqdm
+
+from recipes.arguments import UserError, parse, run
 from recipes.evaluate.run import RunArguments, evaluate
-from recipes.student.distill import DistillArguments, distill
+from recipes.schemas import make_folder
+from recipes.student.distill import distill, settings_of
+from recipes.student.plan import DEFAULTS, BenchArguments, PlannedRun, finished_line, plan
+from recipes.student.saving import claim_folder
+from recipes.student.tables import write_tables
+from recipes.student.workers import run_all, stopping_politely
 
 RUNS = "runs.jsonl"
 
 
-@dataclass
-class BenchArguments:
-    """Options of a bench."""
-
-    student: str = field(metadata={"help": "Recipe of recipes.student.distill that all systems share."})
-    systems: dict = field(metadata={"help": "Name -> what differs from the shared recipe, and `seeds`."})
-    baseline: str = field(metadata={"help": "System that the others are compared with."})
-    output: str = field(metadata={"help": "Folder of the runs, runs.jsonl and the comparison."})
-    pairs: str | None = field(default=None, metadata={"help": "Folder of pairs, instead of the shared recipe's."})
-    rationales: str | None = field(default=None, metadata={"help": "Rationales, instead of the shared recipe's."})
-    split: str = field(default="test", metadata={"help": "Split that the comparison is made on."})
-
-
-@dataclass(frozen=True)
-class PlannedRun:
-    """One system with one seed."""
-
-    system: str
-    seed: int
-    student: DistillArguments
-
-
-def plan(arguments: BenchArguments) -> list[PlannedRun]:
-    """Return every run, all of them checked before the first is trained; systems in turn within a seed.
+def train_and_score(planned: PlannedRun, split: str) -> None:
+    """Train, or average, and score; what is already there is not done again.
 
     Raises:
-        UserError: A system has an option that `distill` does not know, no seeds, or the baseline is not a system.
+        UserError: The data or the settings are not what training, averaging or scoring needs.
     """
-    shared = read_yaml(DistillArguments, arguments.student)
-    shared |= {name: value for name in ("pairs", "rationales") if (value := getattr(arguments, name)) is not None}
-    if arguments.baseline not in arguments.systems:
-        raise UserError(f"baseline {arguments.baseline!r} is not one of the systems {', '.join(arguments.systems)}.")
-    known = DistillArguments.__dataclass_fields__
-    planned = []
-    for position, (system, changes) in enumerate(arguments.systems.items()):
-        options = dict(changes)
-        seeds = options.pop("seeds", [0])
-        unknown = [name for name in options if name not in known]
-        if unknown or not seeds:
-            problem = f"unknown option {unknown[0]!r}" if unknown else "no seeds"
-            raise UserError(f"system {system!r}: {problem}. It takes options of recipes.student.distill, and `seeds`.")
-        for seed in seeds:
-            output = str(Path(arguments.output, f"{system}-{seed}"))
-            student = build(
-                DistillArguments, {**shared, **options, "seed": seed, "output": output}, f"system {system!r}"
-            )
-            planned.append((seed, position, PlannedRun(system, seed, student)))
-    return [planned_run for _, _, planned_run in sorted(planned, key=lambda item: item[:2])]
-
-
-def run_one(planned: PlannedRun, split: str) -> dict[str, Any]:
-    """Train, score, and return the line of `runs.jsonl`; what is already there is not done again."""
+    evaluation = planned.folder / f"evaluation-{split}"
     student = planned.student
-    record = distill(student)
-    evaluation = Path(student.output, f"evaluation-{split}")
-    if (evaluation / "metrics.json").is_file():
-        metrics = json.loads((evaluation / "metrics.json").read_text(encoding="utf-8"))
-    else:
-        metrics = evaluate(
+    if planned.members:
+        from recipes.evaluate.ensemble import average
+
+        if not (evaluation / "metrics.json").is_file():
+            folders = [planned.folder.with_name(f"{member}-{planned.seed}") for member in planned.members]
+            average(
+                [folder / evaluation.name / "predictions.parquet" for folder in folders], evaluation, student.labels
+            )
+        return
+    distill(student)
+    if not (evaluation / "metrics.json").is_file():
+        evaluate(
             RunArguments(
                 model=student.output,
                 pairs=student.pairs,
@@ -92,54 +66,131 @@ def run_one(planned: PlannedRun, split: str) -> dict[str, Any]:
                 device=student.device,
             )
         )
-    overall = metrics["overall"]
-    return {
-        "system": planned.system,
-        "seed": planned.seed,
-        "predictions": str(evaluation.relative_to(Path(student.output).parent) / "predictions.parquet"),
-        "split": split,
-        **{name: overall[name] for name in ("accuracy", "macro_f1", "ndcg")},
-        "validation_accuracy": record["validation"]["accuracy"],
-        "validation_macro_f1": record["validation"]["macro_f1"],
-        "parameters": record["parameters"],
-        "train_seconds": record["train_seconds"],
-    }
+
+
+class Progress:
+    """What has become of the runs: on screen, in runs.jsonl, and beside the folder of one that failed."""
+
+    def __init__(self, planned: Sequence[PlannedRun], split: str) -> None:
+        self.planned = planned
+        self.split = split
+        self.lines: dict[str, dict[str, Any]] = {}  # by the run's name, as is the next
+        self.failed: dict[str, str] = {}
+
+    def find_finished(self) -> None:
+        """Take over what earlier starts have finished, if it was made of the same settings and data."""
+        for one in self.planned:
+            try:
+                if not one.student.overwrite and (line := finished_line(one, self.split)) is not None:
+                    if not one.members:
+                        claim_folder(one.folder, settings_of(one.student), overwrite=False, defaults=DEFAULTS)
+                    self.lines[one.name] = line
+                    one.failure().unlink(missing_ok=True)
+            except (UserError, OSError) as error:
+                self._fail(one, str(error))
+        self._write()
+
+    def missing(self) -> list[PlannedRun]:
+        """Return the runs that are to be trained."""
+        return [one for one in self._open() if not one.members]
+
+    def ended(self, one: PlannedRun, failure: str | None) -> None:
+        """Record a run that has ended, and average what can be averaged now."""
+        if failure is not None:
+            self._fail(one, failure)
+            return
+        one.failure().unlink(missing_ok=True)
+        line = finished_line(one, self.split)
+        assert line is not None, one.name
+        self.lines[one.name] = line
+        self._say(one, f"accuracy {line['accuracy']:.4f}, macro-F1 {line['macro_f1']:.4f}")
+        self._write()
+        self.average()
+
+    def average(self) -> None:
+        """Average the systems whose members are all there."""
+        finished = {(line.get("dataset"), line["seed"], line["system"]) for line in self.lines.values()}
+        for one in self._open():
+            if one.members and all((one.dataset, one.seed, member) in finished for member in one.members):
+                self.ended(one, attempt(one, self.split))
+
+    def _open(self) -> list[PlannedRun]:
+        return [one for one in self.planned if one.name not in self.lines and one.name not in self.failed]
+
+    def _fail(self, one: PlannedRun, failure: str) -> None:
+        self.failed[one.name] = " ".join(failure.split())
+        one.failure().parent.mkdir(parents=True, exist_ok=True)
+        one.failure().write_text(self.failed[one.name] + "\n", encoding="utf-8")
+        self._say(one, f"FAILED: {self.failed[one.name]}")
+
+    def _say(self, one: PlannedRun, what: str) -> None:
+        # Not `print`: it would write into the progress bar.
+        tqdm.write(f"[{len(self.lines) + len(self.failed)}/{len(self.planned)}] {one.name}: {what}", file=sys.stdout)
+
+    def _write(self) -> None:
+        # Rewritten whole: a line of a system that left the recipe must not enter its comparison.
+        texts: dict[Path, str] = {}
+        for one in self.planned:
+            if one.name in self.lines:
+                file = one.folder.parent / RUNS
+                texts[file] = texts.get(file, "") + json.dumps(self.lines[one.name]) + "\n"
+        for file, text in texts.items():
+            temporary = file.with_name(f".{file.name}.tmp")
+            temporary.write_text(text, encoding="utf-8")
+            temporary.replace(file)
+
+
+def attempt(one: PlannedRun, split: str) -> str | None:
+    """Train and score in this process; return why it failed, None if it did not."""
+    try:
+        train_and_score(one, split)
+    except Exception as error:  # whatever stops one run must not stop the others
+        one.log().parent.mkdir(parents=True, exist_ok=True)
+        one.log().write_text(traceback.format_exc(), encoding="utf-8")
+        return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+    return None
 
 
 def bench(arguments: BenchArguments) -> dict[str, Any]:
-    """Run what is missing, then compare; return what compare.json holds."""
+    """Run what is missing, then write the tables of what is there; return what tables.json holds.
+
+    Raises:
+        UserError: The recipe is wrong (see `plan`), or the output cannot be written. A failing run raises nothing.
+    """
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # of loading and saving; training keeps its own
-    output = Path(arguments.output)
-    runs_file = output / RUNS
     planned = plan(arguments)
-    lines: dict[tuple[str, int], dict[str, Any]] = {}
-    for number, one in enumerate(planned, start=1):
-        print(f"[{number}/{len(planned)}] {one.system}, seed {one.seed}", flush=True)
-        lines[one.system, one.seed] = run_one(one, arguments.split)
-        # Rewritten whole: a line of a system that left the recipe must not enter its comparison.
-        text = "".join(json.dumps(line) + "\n" for line in lines.values())
-        runs_file.write_text(text, encoding="utf-8")
-    return write_comparison(
-        CompareArguments(
-            baseline=arguments.baseline,
-            output=str(output / "comparison"),
-            runs_file=str(runs_file),
-            labels=planned[0].student.labels,
-        )
-    )
+    make_folder(arguments.output)
+    progress = Progress(planned, arguments.split)
+    progress.find_finished()
+    missing = progress.missing()
+    if progress.lines:
+        print(f"{len(progress.lines)} of {len(planned)} runs are finished already.")
+    if arguments.workers > 1:
+        print(f"{arguments.workers} at a time; what each says is in {arguments.output}/**/logs.", flush=True)
+        run_all(missing, arguments.workers, arguments.split, progress.ended)
+    else:
+        for one in missing:
+            print(f"{one.system}, seed {one.seed}{'' if one.dataset is None else f', {one.dataset}'}", flush=True)
+            progress.ended(one, attempt(one, arguments.split))
+    progress.average()
+    return write_tables(arguments)
 
 
 def main() -> None:
     """Run a bench from the command line."""
     arguments = parse(BenchArguments, __doc__)
-    from recipes.evaluate.report import format_slice
+    from recipes.student.layout import format_terminal
+    from recipes.student.tables import where
 
-    comparison = bench(arguments)
-    print("\n" + format_slice("overall", comparison, markdown=False))
-    print(f"Wrote {arguments.output}/{RUNS}, and table.md, plot.png and compare.json in {arguments.output}/comparison.")
-    print("Next: look at the plot; add systems or seeds to the recipe and run it again.")
+    with stopping_politely():
+        tables = bench(arguments)
+    print("\n" + format_terminal(tables))
+    print(where(arguments))
+    print("Next: look at the plots; add systems or seeds to the recipe and run it again.")
+    if tables["failed"]:
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":

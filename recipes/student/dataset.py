@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -40,18 +40,31 @@ def perspective_means(rationales: pd.DataFrame) -> dict[str, np.ndarray] | None:
     }
 
 
+def perspective_embeddings(rationales: pd.DataFrame, perspectives: Sequence[str]) -> dict[str, np.ndarray]:
+    """Stack the mean embeddings of each pair by perspective: `pair_id` -> float32 `(perspectives, reasoning_dim)`.
+
+    In the order of `perspectives`; NaN where a pair has no rationale of one.
+    """
+    means = [mean_embeddings(rationales[rationales["perspective"] == name]) for name in perspectives]
+    none = np.full_like(next(iter(means[0].values())), np.nan)
+    pair_ids = dict.fromkeys(pair_id for of_one in means for pair_id in of_one)
+    return {pair_id: np.stack([of_one.get(pair_id, none) for of_one in means]) for pair_id in pair_ids}
+
+
 class PairDataset(Dataset[dict[str, Any]]):
     """Pairs, tokenised once without padding.
 
     Each item holds `input_ids` (and what else the tokenizer returns), `labels`, and, if `embeddings` are given,
-    `cot_embeddings` `(reasoning_dim,)` and `cot_mask`: 0 and zeros for a pair that has none.
+    `cot_embeddings` `(reasoning_dim,)` and `cot_mask`: 0 and zeros for a pair that has none. With embeddings by
+    perspective they are `(perspectives, reasoning_dim)` and `(perspectives,)`.
 
     Args:
         pairs: Contract `PAIRS`, labels by class name.
         tokenizer: Tokenizer of the encoder.
         label2id: Class name -> position of its logit.
         max_length: Longest input in tokens; the longer of query and title is cut first.
-        embeddings: `pair_id` -> embedding of its chain of thought, see `mean_embeddings`.
+        embeddings: `pair_id` -> embedding of its chain of thought, see `mean_embeddings`; or its
+            embeddings by perspective, NaN where it has none, see `perspective_embeddings`.
         sort_by_length: Longest pair first: less padding where the order does not matter.
     """
 
@@ -76,10 +89,10 @@ class PairDataset(Dataset[dict[str, Any]]):
         self.rows = np.argsort(-self.lengths, kind="stable") if sort_by_length else np.arange(len(pairs))
         self.cot_embeddings = self.cot_mask = None
         if embeddings is not None:
-            size = len(next(iter(embeddings.values())))
-            none = np.zeros(size, dtype=np.float32)
-            self.cot_embeddings = np.stack([embeddings.get(pair_id, none) for pair_id in pairs["pair_id"]])
-            self.cot_mask = np.array([pair_id in embeddings for pair_id in pairs["pair_id"]])
+            none = np.full_like(next(iter(embeddings.values())), np.nan)
+            vectors = np.stack([embeddings.get(pair_id, none) for pair_id in pairs["pair_id"]])
+            self.cot_mask = np.isfinite(vectors).all(axis=-1)
+            self.cot_embeddings = np.where(self.cot_mask[..., None], vectors, np.float32(0))
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -90,7 +103,7 @@ class PairDataset(Dataset[dict[str, Any]]):
         item["labels"] = int(self.labels[row])
         if self.cot_embeddings is not None and self.cot_mask is not None:
             item["cot_embeddings"] = self.cot_embeddings[row]
-            item["cot_mask"] = int(self.cot_mask[row])
+            item["cot_mask"] = self.cot_mask[row].astype(np.int64)
         return item
 
 
@@ -112,7 +125,7 @@ class PairCollator:
         self.tokenizer = tokenizer
 
     def __call__(self, items: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """Return tensors of `(batch, length)`, `(batch,)` and `(batch, reasoning_dim)`."""
+        """Return tensors of `(batch, length)`, `(batch,)` and, of the embeddings, `(batch, ..., reasoning_dim)`."""
         extra = ("labels", "cot_embeddings", "cot_mask")
         batch = dict(
             self.tokenizer.pad(

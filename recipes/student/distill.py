@@ -8,7 +8,8 @@
 
 Killed at any moment and started again with the same command, it goes on from its last epoch. The finished student is
 in the output folder: weights, tokenizer, remote code, and `training.json`, what it was made from and how it went; with
-rationales of several perspectives also `perspectives.safetensors`, the mean embedding of each.
+rationales of several perspectives also `perspectives.safetensors`, the mean embedding of each. With `latents:
+per_perspective` each perspective has a latent of its own, guided by that perspective's rationale.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from recipes.arguments import UserError, parse, run, to_dict
 from recipes.record import environment, sha256, weights_sha256
-from recipes.schemas import RATIONALES, LabelSchema, load_labels, read, read_pairs
+from recipes.schemas import PERSPECTIVES, RATIONALES, LabelSchema, load_labels, read, read_pairs
 from recipes.student.saving import (
     claim_folder,
     explain_failed_writes,
@@ -54,6 +55,10 @@ class DistillArguments:
     )
     extractor_type: Literal["mlp", "poly", "gat", "none", "cls"] = field(
         default="gat", metadata={"help": "Latent reasoning extractor; none: plain BERT; cls: r_qp := h_cls."}
+    )
+    latents: Literal["single", "per_perspective"] = field(
+        default="single",
+        metadata={"help": "per_perspective: a latent for each perspective of the rationales, mixed by a gate (ours)."},
     )
     extractor_dim: int | None = field(default=None, metadata={"help": "Size of r_qp (encoder's hidden size)."})
     pooling: Literal["pooler", "cls", "mean"] = field(default="pooler", metadata={"help": "What h_cls is."})
@@ -126,7 +131,7 @@ def distill(arguments: DistillArguments) -> dict[str, Any]:
         UserError: The data breaks its contract, embeddings and settings disagree, the output folder holds a student
             of other settings, or the disk is full.
     """
-    _check(arguments)
+    check_options(arguments)
     schema = load_labels(arguments.labels)
     pairs = {
         name: frame.assign(label=schema.canonical_column(frame["label"], f"{arguments.pairs}/{name}.parquet"))
@@ -138,7 +143,7 @@ def distill(arguments: DistillArguments) -> dict[str, Any]:
         rationales = _read_rationales(arguments, pairs["train"])
         rationales["predicted_label"] = schema.canonical_column(rationales["predicted_label"], arguments.rationales)
     output = Path(arguments.output)
-    settings = _settings(arguments)
+    settings = settings_of(arguments)
     # A student of before an option existed was trained with what is its default now.
     defaults = {option.name: option.default for option in fields(DistillArguments)}
     finished = claim_folder(output, settings, arguments.overwrite, defaults=defaults)
@@ -149,7 +154,7 @@ def distill(arguments: DistillArguments) -> dict[str, Any]:
     from recipes.minilm import public_name, resolve_encoder
 
     started = time.time()
-    trainer = _build_trainer(arguments, schema, pairs, embeddings, rationales)
+    trainer = _build_trainer(arguments, schema, pairs, embeddings, rationales, perspectives)
     checkpoint = last_complete_checkpoint(output / "checkpoints")
     if checkpoint is not None:
         print(f"Going on from {checkpoint}.")
@@ -184,7 +189,7 @@ def distill(arguments: DistillArguments) -> dict[str, Any]:
     return record
 
 
-def _check(arguments: DistillArguments) -> None:
+def check_options(arguments: DistillArguments) -> None:
     """Refuse numbers that cannot be, before anything is read."""
     positive = (
         "learning_rate",
@@ -214,6 +219,11 @@ def _check(arguments: DistillArguments) -> None:
         value = getattr(arguments, name)
         if value is not None and not 0 <= value < 1:
             raise UserError(f"{name}: expected a share below 1, got {value}.")
+    if arguments.latents == "per_perspective" and arguments.extractor_type in ("none", "cls"):
+        raise UserError(
+            f"latents: per_perspective needs an extractor (mlp, poly, gat), but extractor_type is "
+            f"{arguments.extractor_type!r}."
+        )
     if arguments.max_length < 8:
         raise UserError(f"max_length: expected at least 8 tokens, got {arguments.max_length}.")
 
@@ -222,7 +232,7 @@ def _read_embeddings(
     arguments: DistillArguments, train: pd.DataFrame
 ) -> tuple[dict[str, np.ndarray] | None, dict[str, np.ndarray] | None]:
     """Return the embedding that guides each pair, and the mean one of each perspective if there are several."""
-    from recipes.student.dataset import mean_embeddings, perspective_means
+    from recipes.student.dataset import mean_embeddings, perspective_embeddings, perspective_means
 
     if arguments.rationales is None:
         if arguments.extractor_type != "none" and arguments.guidance_weight > 0:
@@ -237,13 +247,23 @@ def _read_embeddings(
     if "cot_embedding" not in rationales:
         raise UserError(f"{arguments.rationales}: no column 'cot_embedding'; run recipes.rationales.embed on it first.")
     embeddings = mean_embeddings(rationales)
-    size = len(next(iter(embeddings.values())))
+    size = next(iter(embeddings.values())).shape[-1]
     if arguments.reasoning_dim not in (None, size):
         raise UserError(
             f"{arguments.rationales}: column 'cot_embedding' holds vectors of {size} numbers, but reasoning_dim is "
             f"{arguments.reasoning_dim}. Leave reasoning_dim out, or embed with another encoder."
         )
-    return embeddings, perspective_means(rationales[rationales["pair_id"].isin(train["pair_id"])])
+    in_training = rationales["pair_id"].isin(train["pair_id"])
+    means = perspective_means(rationales[in_training])
+    if arguments.latents == "per_perspective":
+        if means is None:
+            found = rationales[in_training]["perspective"].iloc[0]
+            raise UserError(
+                f"{arguments.rationales}: latents per_perspective need rationales of two perspectives or more, found "
+                f"{found!r} alone. Build them with --target mean, or leave `latents` out."
+            )
+        embeddings = perspective_embeddings(rationales, list(means))
+    return embeddings, means
 
 
 def _read_rationales(arguments: DistillArguments, train: pd.DataFrame) -> pd.DataFrame:
@@ -267,7 +287,7 @@ def _read_rationales(arguments: DistillArguments, train: pd.DataFrame) -> pd.Dat
     return rationales
 
 
-def _settings(arguments: DistillArguments) -> dict[str, Any]:
+def settings_of(arguments: DistillArguments) -> dict[str, Any]:
     """Return what decides the result: if any of it differs, it is another student."""
     options = to_dict(arguments)
     for name in ("output", "overwrite", "logging_steps", "device"):
@@ -284,6 +304,7 @@ def _build_trainer(
     pairs: dict[str, pd.DataFrame],
     embeddings: dict[str, np.ndarray] | None,
     rationales: pd.DataFrame | None = None,
+    perspectives: dict[str, np.ndarray] | None = None,
 ) -> LRKDTrainer:
     import torch
     from transformers import AutoTokenizer, EarlyStoppingCallback, TrainingArguments, set_seed
@@ -324,7 +345,8 @@ def _build_trainer(
     set_seed(arguments.seed)
     student_class = LRKDForSequenceClassification if arguments.rival == "none" else _rival_class(arguments.rival)
     encoder, revision = resolve_encoder(arguments.encoder), arguments.encoder_revision
-    size = 1024 if embeddings is None else len(next(iter(embeddings.values())))
+    size = 1024 if embeddings is None else next(iter(embeddings.values())).shape[-1]
+    names = list(PERSPECTIVES if perspectives is None else perspectives)  # without guidance: the paper's three
     try:
         tokenizer = AutoTokenizer.from_pretrained(encoder, revision=revision, trust_remote_code=False)
         model = student_class.from_encoder(
@@ -332,6 +354,7 @@ def _build_trainer(
             revision=revision,
             attn_implementation=arguments.attn_implementation,
             extractor_type=arguments.extractor_type,
+            perspectives=names if arguments.latents == "per_perspective" else None,
             extractor_dim=arguments.extractor_dim,
             pooling=arguments.pooling,
             fuse=arguments.fuse,

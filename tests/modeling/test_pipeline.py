@@ -231,6 +231,24 @@ def test_saved_again_it_is_the_same_pipeline(rank, tmp_path):
     assert again(request) == rank(request)
 
 
+def test_the_gate_is_told_for_each_product(rank, tmp_path):
+    names = ["user_intent", "business_rule"]
+    model = tiny_model(perspectives=names)
+    torch.nn.init.normal_(model.perspective_gate.weight)
+    gated = pipeline("lrkd-relevance", model=str(save(model, tmp_path / "gated", centres())), device="cpu")
+    ranked = gated({"query": QUERY, "products": TITLES}, batch_size=4)
+    for result in ranked:
+        with torch.inference_mode():
+            output = model(**tiny_tokenizer()(QUERY, result["title"], return_tensors="pt"))
+        expected = dict(zip(names, output.perspective_weights[0].tolist()))
+        assert result["perspective_weights"] == pytest.approx(expected, abs=1e-5)
+        assert sum(result["perspective_weights"].values()) == pytest.approx(1)
+        assert result["perspectives"].keys() == centres().keys()
+    assert len({round(result["perspective_weights"]["user_intent"], 4) for result in ranked}) > 1
+    json.dumps(ranked)
+    assert rank({"query": QUERY, "products": TITLES})[0]["perspective_weights"] is None  # of a single latent
+
+
 @pytest.mark.parametrize("gains", [None, [0.5, 0.5, 0.5]])
 def test_without_gains_there_is_no_ranking(gains):
     with pytest.raises(

@@ -40,7 +40,10 @@ batch = tokenizer(list(queries), list(titles), padding=True, truncation=True, re
 found = {"model_type": config.model_type, "module": type(model).__module__}
 with torch.inference_mode():
     found["logits"] = model(**batch).logits.tolist()
-    found["latent"] = headless(**batch).latent_reasoning.tolist()
+    reasoning = headless(**batch)
+    found["latent"] = reasoning.latent_reasoning.tolist()
+    weights = reasoning.perspective_weights
+    found["perspective_weights"] = None if weights is None else weights.tolist()
 classify = pipeline("text-classification", model=folder, tokenizer=tokenizer, **remote)
 found["pipeline"] = [
     {score["label"]: score["score"] for score in classify({"text": q, "text_pair": p}, top_k=None, truncation=True)}
@@ -77,14 +80,24 @@ def as_a_stranger(python, folder, tmp_path):
 
 
 @pytest.mark.parametrize("python", PYTHONS)
-@pytest.mark.parametrize(("family", "extractor_type"), [*zip(FAMILIES, ("gat", "mlp", "poly", "gat")), ("bert", "cls")])
-def test_a_saved_folder_loads_without_the_package(family, extractor_type, python, tmp_path):
+@pytest.mark.parametrize(
+    ("family", "extractor_type", "perspectives"),
+    [
+        *zip(FAMILIES, ("gat", "mlp", "poly", "gat"), (None,) * 4),
+        ("bert", "cls", None),
+        ("bert", "gat", ["user_intent", "business_rule"]),
+    ],
+)
+def test_a_saved_folder_loads_without_the_package(family, extractor_type, perspectives, python, tmp_path):
     torch.manual_seed(0)
     names = {0: "Exact", 1: "Substitute", 2: "Irrelevant"}
-    config = LRKDConfig(encoder_config=tiny_config(family), extractor_type=extractor_type, id2label=names)
+    options = {"extractor_type": extractor_type, "perspectives": perspectives}
+    config = LRKDConfig(encoder_config=tiny_config(family), id2label=names, **options)
     model, tokenizer = LRKDForSequenceClassification(config).eval(), tiny_tokenizer()
     if family == "xlm-roberta":
         tokenizer.model_input_names = ["input_ids", "attention_mask"]  # it has one segment type
+    if perspectives:
+        torch.nn.init.normal_(model.perspective_gate.weight)
     torch.nn.init.normal_(model.classifier.weight)  # scores that differ enough to be compared
     model.save_pretrained(tmp_path / "student")
     save_tokenizer(tokenizer, tmp_path / "student")
@@ -98,6 +111,8 @@ def test_a_saved_folder_loads_without_the_package(family, extractor_type, python
     close = {"atol": 1e-5, "rtol": 0}
     torch.testing.assert_close(torch.tensor(found["logits"]), output.logits, **close)
     torch.testing.assert_close(torch.tensor(found["latent"]), output.latent_reasoning, **close)
+    if perspectives:
+        torch.testing.assert_close(torch.tensor(found["perspective_weights"]), output.perspective_weights, **close)
     probabilities = output.logits.softmax(1)
     by_name = torch.tensor([[scores[name] for name in names.values()] for scores in found["pipeline"]])
     torch.testing.assert_close(by_name, probabilities, **close)

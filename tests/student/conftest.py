@@ -27,6 +27,10 @@ def make_pairs(rows: int, split: str) -> pd.DataFrame:
 
 @pytest.fixture
 def workspace(tmp_path):
+    return make_workspace(tmp_path)
+
+
+def make_workspace(tmp_path):
     """A folder with `pairs/`, `rationales.parquet` (for two thirds of the pairs) and `encoder/`."""
     train = make_pairs(64, "train")
     write(train, tmp_path / "pairs" / "train.parquet", PAIRS)
@@ -48,6 +52,10 @@ def workspace(tmp_path):
 
 @pytest.fixture
 def options(workspace):
+    return make_options(workspace)
+
+
+def make_options(workspace):
     """Arguments of a run that takes seconds; deterministic up to the order of sums."""
     return {
         "pairs": str(workspace / "pairs"),

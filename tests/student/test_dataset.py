@@ -5,7 +5,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recipes.student.dataset import LengthBucketSampler, PairCollator, PairDataset, mean_embeddings
+from recipes.student.dataset import (
+    LengthBucketSampler,
+    PairCollator,
+    PairDataset,
+    mean_embeddings,
+    perspective_embeddings,
+)
 from tests.tiny import tiny_tokenizer
 
 LABEL2ID = {"Exact": 0, "Irrelevant": 1}
@@ -102,3 +108,30 @@ def test_two_processes_see_what_one_sees_with_twice_the_batch(rows):
     # accelerate deals batches of 4 in turn
     shards = torch.tensor(list(LengthBucketSampler(lengths, 8, seed=3))).reshape(-1, 2, 4)
     assert [sorted(step.ravel().tolist()) for step in shards] == [sorted(step.tolist()) for step in whole]
+
+
+def by_perspective():
+    rows = [
+        ("b", "user_intent", 1.0),
+        ("b", "business_rule", 2.0),
+        ("b", "business_rule", 4.0),
+        ("a", "user_intent", 5),
+    ]
+    frame = pd.DataFrame(rows, columns=["pair_id", "perspective", "value"])
+    return frame.assign(cot_embedding=[np.full(2, value, "float32") for value in frame["value"]])
+
+
+def test_embeddings_by_perspective_keep_their_order():
+    stacked = perspective_embeddings(by_perspective(), ["business_rule", "user_intent"])
+    np.testing.assert_array_equal(stacked["b"], [[3, 3], [1, 1]])
+    np.testing.assert_array_equal(stacked["a"], [[np.nan, np.nan], [5, 5]])
+    assert stacked["a"].dtype == np.float32
+
+
+def test_a_batch_of_perspectives():
+    stacked = perspective_embeddings(by_perspective(), ["business_rule", "user_intent"])
+    dataset = PairDataset(pairs(), tiny_tokenizer(), LABEL2ID, max_length=128, embeddings=stacked)
+    batch = PairCollator(tiny_tokenizer())([dataset[row] for row in range(3)])  # the pairs a, b, c
+    assert batch["cot_mask"].tolist() == [[0, 1], [1, 1], [0, 0]]
+    assert batch["cot_embeddings"].dtype == torch.float32
+    assert batch["cot_embeddings"].tolist() == [[[0, 0], [5, 5]], [[3, 3], [1, 1]], [[0, 0], [0, 0]]]
