@@ -38,6 +38,8 @@ teacher: .venv/teacher  ## A tiny teacher learns to reason on the marketplace: S
 	.venv/bin/python -m recipes.teacher.sft_data $(CONFIGS)/sft_data.yaml
 	.venv/bin/python -m recipes.teacher.tiny $(CONFIGS)/base.yaml
 	.venv/bin/python -m recipes.teacher.sft $(CONFIGS)/sft.yaml
+	.venv/bin/python -m recipes.teacher.sft_data $(CONFIGS)/sft_structured_data.yaml
+	.venv/bin/python -m recipes.teacher.sft $(CONFIGS)/sft_structured.yaml
 	.venv/bin/python -m recipes.teacher.preferences $(CONFIGS)/preferences.yaml
 	.venv/bin/python -m recipes.teacher.preferences $(CONFIGS)/preferences.yaml --splits validation --size 200 \
 		--output $(TEACHER)/preferences_validation.parquet

@@ -75,6 +75,8 @@ VERBS = {
     "teacher/bazaar/preferences.yaml": PreferencesArguments,
     "teacher/bazaar/sft.yaml": SftArguments,
     "teacher/bazaar/sft_data.yaml": SftDataArguments,
+    "teacher/bazaar/sft_structured.yaml": SftArguments,
+    "teacher/bazaar/sft_structured_data.yaml": SftDataArguments,
     "teacher/one_gpu/mpcot_dpo.yaml": DpoArguments,
     "teacher/one_gpu/mpcot_sft.yaml": SftArguments,
     "teacher/preferences/crsd.yaml": PreferencesArguments,
