@@ -17,7 +17,7 @@ on h_cls, and both are measured by F1 on the pairs of `split`.
 - `always`: F1 of saying yes to every pair, which no vector is needed for.
 - Several models share keywords, runs and draws, e.g. a guided student and its unguided control.
 
-Where the paper is silent: standardised vectors, C = 1, classes weighted inversely to their frequency, `--max_share`.
+Where the paper is silent: standardised vectors, `--c`, classes weighted inversely to their frequency, `--max_share`.
 Writes probe.json, probe.md and probe.png.
 """
 
@@ -55,6 +55,7 @@ class ProbeArguments:
     ignore: list[str] = field(default_factory=list, metadata={"help": "Further words that are no keywords."})
     runs: int = field(default=10, metadata={"help": "Fits of each probe, each on another 80 % of the queries."})
     class_weight: Literal["balanced", "none"] = field(default="balanced", metadata={"help": "Of the probes."})
+    c: float = field(default=0.01, metadata={"help": "Inverse strength of the probes' L2 penalty (scikit-learn's C)."})
     projected: bool = field(default=False, metadata={"help": "Probe the projected reasoning too."})
     draws: int = field(default=2000, metadata={"help": "Bootstrap draws of the queries of `split`."})
     seed: int = field(default=0, metadata={"help": "Of the runs and the draws."})
@@ -76,6 +77,8 @@ def probe(arguments: ProbeArguments) -> dict[str, Any]:
     from recipes.evaluate.keywords import choose_keywords, label_pairs
     from recipes.evaluate.probing import fit_and_count, summarise
 
+    if arguments.c <= 0:
+        raise UserError(f"--c {arguments.c}: expected more than 0.")
     for name, least in (("top", 1), ("runs", 2), ("draws", 100), ("batch_size", 1)):
         if getattr(arguments, name) < least:
             raise UserError(f"--{name} {getattr(arguments, name)}: expected at least {least}.")
@@ -99,13 +102,23 @@ def probe(arguments: ProbeArguments) -> dict[str, Any]:
     query = frame.groupby(["locale", "query"], sort=False).ngroup().to_numpy()
     features = {name: _features(folder, frame, arguments) for name, folder in folders.items()}
     counts, skipped = fit_and_count(
-        features, present, lacking, query, is_fit, is_scored, arguments.runs, arguments.class_weight, arguments.seed
+        features,
+        present,
+        lacking,
+        query,
+        is_fit,
+        is_scored,
+        arguments.runs,
+        arguments.class_weight,
+        arguments.c,
+        arguments.seed,
     )
     eligible = lacking & is_scored  # (keywords, pairs)
     result = {
         **summarise(counts, keywords, present & eligible, eligible, arguments.draws, arguments.seed),
         "skipped": [f"{keywords[keyword]}: {reason}" for keyword, reason in skipped],
         "pairs": {"fit": int(is_fit.sum()), "scored": int(is_scored.sum())},
+        "same_split": same,
         "queries_scored": len(np.unique(query[is_scored])),
         "weights_sha256": {name: weights_sha256(folder) for name, folder in folders.items()},
         "rationales_sha256": sha256(arguments.rationales),

@@ -33,8 +33,9 @@ def format_probe(result: Mapping[str, Any], markdown: bool) -> str:
     header = ["keyword", "has it", "always", *(f"{model} {vector}" for model, vector in vectors)]
     pairs = result["pairs"]
     lines = [
-        f"{len(rows)} keywords, probes fitted on {pairs['fit']:,} pairs, scored on {pairs['scored']:,} of "
-        f"{result['queries_scored']:,} queries",
+        f"{len(rows)} keywords; probes fitted on {pairs['fit']:,} pairs and scored on {pairs['scored']:,} pairs of "
+        f"{result['queries_scored']:,} queries"
+        + (", each run on those that it was not fitted on" if result["same_split"] else ""),
         "",
         format_table(["mean", "F1 [95 % interval]", "minus h_cls", "p", "t-test over keywords"], means, markdown),
         "",

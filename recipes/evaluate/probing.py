@@ -26,6 +26,7 @@ def fit_and_count(
     is_scored: NDArray[np.bool_],
     runs: int,
     class_weight: str,
+    c: float,
     seed: int,
 ) -> tuple[Counts, list[tuple[int, str]]]:
     """Fit every probe in every run and count its hits by query.
@@ -39,6 +40,7 @@ def fit_and_count(
         is_scored: Pairs to score on `(pairs,)`; of those that are both, a run scores what it is not fitted on.
         runs: Each draws `FIT_SHARE` of the queries to fit on.
         class_weight: `balanced` or `none`.
+        c: Inverse strength of the L2 penalty.
         seed: Of the draws.
 
     Returns:
@@ -80,6 +82,7 @@ def fit_and_count(
                         rows = fit & lacking[keyword]
                         classifier = LogisticRegression(
                             solver="newton-cholesky",  # far fewer steps than lbfgs where pairs outnumber dimensions
+                            C=c,
                             class_weight=None if class_weight == "none" else class_weight,
                         ).fit(scaled[rows], present[keyword, rows])
                         rows = scored & lacking[keyword]

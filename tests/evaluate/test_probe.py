@@ -64,7 +64,7 @@ def planted():
     is_fit = np.arange(rows) < PAIRS_OF_A_SPLIT
     query = np.arange(rows) // (rows // (2 * QUERIES))
     features = {"guided": {"h_cls": noise, "r_qp": signal}, "control": {"h_cls": noise, "r_qp": noise}}
-    counts, skipped = fit_and_count(features, present, lacking, query, is_fit, ~is_fit, 3, "balanced", 0)
+    counts, skipped = fit_and_count(features, present, lacking, query, is_fit, ~is_fit, 3, "balanced", 0.1, 0)
     return counts, skipped, present, lacking, is_fit, query, features
 
 
@@ -112,7 +112,16 @@ def test_a_split_that_is_both_is_scored_where_it_was_not_fitted(planted):
     *_, present, lacking, is_fit, query, features = planted
     everywhere = np.ones_like(is_fit)
     counts, _ = fit_and_count(
-        {"guided": {"r_qp": features["guided"]["r_qp"]}}, present, lacking, query, everywhere, everywhere, 2, "none", 1
+        {"guided": {"r_qp": features["guided"]["r_qp"]}},
+        present,
+        lacking,
+        query,
+        everywhere,
+        everywhere,
+        2,
+        "none",
+        0.1,
+        1,
     )
     scored_queries = (counts["guided", "r_qp"][1].sum(axis=0) > 0).sum(axis=1)  # with any positive at all
     assert (scored_queries <= 0.2 * 2 * QUERIES).all()
@@ -157,6 +166,7 @@ def arguments_of(workspace, *models, **changes):
         "output": str(workspace / "out"),
         "runs": 2,
         "draws": 100,
+        "c": 1.0,
         **changes,
     }
     return ProbeArguments(models=[str(model) for model in models], **given)
@@ -190,6 +200,7 @@ def test_the_whole_way(workspace):
         ("cls", {}, "extractor_type 'cls', so no latent reasoning"),
         ("encoder", {}, "a 'bert' model; expected a student"),
         ("nowhere", {}, "nowhere: not a loadable student"),
+        ("gat", {"c": 0.0}, "--c 0.0: expected more than 0"),
         ("gat", {"runs": 1}, "--runs 1: expected at least 2"),
         ("gat", {"rationales": "train_only"}, "no rationale of a pair of .*test.parquet. Make them with .*--splits"),
         ("gat", {"locale": "fr"}, "no rationale of a pair of locale 'fr'"),
