@@ -87,6 +87,14 @@ class DistillArguments:
         default="macro_f1", metadata={"help": "Validation metric that picks the epoch to keep."}
     )
     early_stopping_patience: int | None = field(default=None, metadata={"help": "Epochs without gain before a stop."})
+    augment: float = field(
+        default=0.0,
+        metadata={"help": "Share of training pairs whose query or title is perturbed in place, the label and the "
+                          "guiding embedding kept (recipes/data/perturb.py); drawn once, by seed."},
+    )  # fmt: skip
+    augment_kinds: list[str] = field(
+        default_factory=list, metadata={"help": "Perturbations to draw from (none given: all that keep the label)."}
+    )
     seed: int = field(default=0, metadata={"help": "Of initial weights, order and dropout."})
     device: Literal["auto", "cpu"] = field(default="auto", metadata={"help": "auto: a GPU where there is one."})
     logging_steps: int = field(default=10, metadata={"help": "Optimizer steps between two lines of the log."})
@@ -110,6 +118,10 @@ def distill(arguments: DistillArguments) -> dict[str, Any]:
         for name, frame in read_pairs(arguments.pairs, ("train", "validation")).items()
     }
     embeddings, perspectives = _read_embeddings(arguments, pairs["train"])
+    if arguments.augment or arguments.augment_kinds:
+        from recipes.data.perturb import augment
+
+        pairs["train"] = augment(pairs["train"], schema, arguments.augment, arguments.augment_kinds, arguments.seed)
     output = Path(arguments.output)
     settings = _settings(arguments)
     finished = claim_folder(output, settings, arguments.overwrite)
