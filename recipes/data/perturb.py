@@ -224,6 +224,8 @@ def augment(frame: pd.DataFrame, schema: LabelSchema, share: float, kinds: Seque
     Raises:
         UserError: The share is outside 0 to 1, or a kind is not one of `PRESERVING`.
     """
+    import pandas as pd
+
     if not 0 <= share <= 1:
         raise UserError(f"augment: expected a share from 0 to 1, got {share}.")
     if unknown := [kind for kind in kinds if kind not in PRESERVING]:
@@ -242,4 +244,7 @@ def augment(frame: pd.DataFrame, schema: LabelSchema, share: float, kinds: Seque
             if changed is not None and changed != pair and changed.query.strip() and changed.title.strip():
                 queries[row], titles[row] = changed.query, changed.title
                 break
-    return frame.assign(query=queries, product_title=titles)
+    changed = frame.copy()
+    changed["query"] = pd.array(queries, dtype=frame["query"].dtype)
+    changed["product_title"] = pd.array(titles, dtype=frame["product_title"].dtype)
+    return changed

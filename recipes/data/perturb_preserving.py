@@ -133,15 +133,15 @@ def units(pair: Pair, rng: random.Random) -> Pair | None:
 
 
 def _converted(match: re.Match[str]) -> str | None:
-    """Convert a measure, to the smaller unit if it can.
+    """Convert a measure, to the smaller unit if the number stays short.
 
     >>> [_converted(_MEASURE.search(text)) for text in ("1.5 kg bag", "500ml", "7mg")]
     ['1500g', '0.5L', '0.007g']
     """
     number, unit = float(match[1] or match[3]), {"mL": "ml"}.get(match[2], match[2] or match[4])
     for (large, small), factor in _UNITS.items():
-        if unit == large:
-            return f"{number * factor:g}{small}" if number * factor < 1e6 else None
+        if unit == large and number * factor < 10_000:  # nobody writes 500000 mg
+            return f"{number * factor:g}{small}"
     for (large, small), factor in _UNITS.items():
         if unit == small:
             return f"{number / factor:g}{large}"

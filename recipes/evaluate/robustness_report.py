@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from recipes.evaluate.shares import markdown_table, percent
+from recipes.evaluate.shares import FEWEST_QUERIES, markdown_table, percent
 
 PALETTE = ("#6b7280", "#1d4ed8", "#059669", "#d97706", "#7c3aed", "#dc2626")
 
@@ -69,7 +69,7 @@ def plot(report: Mapping[str, Any], path: Path) -> None:
             offset = 0.7 * ((order + 0.5) / len(systems) - 0.5)
             for place, kind in enumerate(kinds):
                 entry = system[group][kind][measure]
-                if entry["value"] is not None:
+                if entry["value"] is not None and entry["queries"] >= FEWEST_QUERIES:
                     low, high = (100 * end for end in entry["interval"])
                     axes.hlines(place + offset, low, high, color=color, linewidth=2, alpha=0.5)
                     axes.plot(100 * entry["value"], place + offset, "o", color=color, markersize=4)
@@ -82,5 +82,8 @@ def plot(report: Mapping[str, Any], path: Path) -> None:
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
     figure.axes[0].legend(fontsize=8, frameon=False)
-    figure.supxlabel(f"Lines: 95 % intervals over {report['queries']:,} queries.", fontsize=8)
+    figure.supxlabel(
+        f"Lines: 95 % intervals over queries; kinds that apply to fewer than {FEWEST_QUERIES} queries are left out.",
+        fontsize=8,
+    )
     figure.savefig(path, dpi=150)

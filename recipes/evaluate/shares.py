@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
 
+FEWEST_QUERIES = 10  # draws of fewer say nothing of how much a share could differ
+
+
 @dataclass(frozen=True)
 class Ratios:
     """Several ratios of sums over the same rows, and what they are in samples of the queries.
@@ -42,7 +45,8 @@ class Ratios:
         drawn = self.drawn[:, one] - self.drawn[:, other]
         entry = _entry(self.values[one] - self.values[other], drawn)
         defined = drawn[~np.isnan(drawn)]
-        return entry | {"p": None if entry["value"] is None else bootstrap_p_value(defined)}
+        p = None if entry["value"] is None else bootstrap_p_value(defined)
+        return entry | {"p": p, "queries": int(min(self.queries[one], self.queries[other]))}
 
 
 def ratios(
@@ -84,13 +88,19 @@ def ratios(
 
 
 def percent(entry: dict[str, Any], sign: str = "") -> str:
-    """Write an entry × 100 with its interval.
+    """Write an entry × 100 with its interval, or the number of queries where these are too few for one.
 
-    >>> percent({"value": 0.125, "interval": [0.1, 0.2]}), percent({"value": None, "interval": None})
+    >>> percent({"value": 0.125, "interval": [0.1, 0.2], "queries": 40}), percent({"value": None, "interval": None})
     ('12.5 [10.0, 20.0]', '-')
+    >>> percent({"value": 0.125, "interval": [0.1, 0.2], "queries": 2})
+    '12.5 (2 queries)'
     """
     if entry["value"] is None:
         return "-"
+    if entry["queries"] < FEWEST_QUERIES:
+        return (
+            f"{100 * entry['value']:{sign}.1f} ({entry['queries']} {'query' if entry['queries'] == 1 else 'queries'})"
+        )
     low, high = entry["interval"]
     return f"{100 * entry['value']:{sign}.1f} [{100 * low:{sign}.1f}, {100 * high:{sign}.1f}]"
 

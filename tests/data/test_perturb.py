@@ -23,7 +23,7 @@ def apply(kind, pair, seed=0):
 
 @pytest.fixture(scope="module")
 def bazaar():
-    frames = make_bazaar(1200, seed=5)
+    frames = make_bazaar(700, seed=5)
     pairs = pd.concat([frames[split] for split in SPLITS], ignore_index=True)
     return pairs, frames["structures"], perturb(pairs, load_labels("aliexpress6"), structures=frames["structures"])
 
@@ -75,13 +75,16 @@ def test_a_number_and_a_colour_change_to_others():
     title = apply("number_change", PAIR).title
     assert title in {PAIR.title.replace("12", "24"), PAIR.title.replace("12", "36")}
     title = apply("attribute_change", replace(PAIR, title="Acme red mug")).title
-    assert title.startswith("Acme ") and title.endswith(" mug") and "red" not in title
+    assert title.startswith("Acme ")
+    assert title.endswith(" mug")
+    assert "red" not in title
     assert not {"burgundy"} & set(title.split())  # a burgundy mug is a red mug
 
 
 def test_long_titles_are_longer_than_students_read_and_stuffing_says_nothing_new():
     changed = apply("long_title", PAIR)
-    assert changed.title.startswith(PAIR.title) and len(changed.title.split()) >= 200
+    assert changed.title.startswith(PAIR.title)
+    assert len(changed.title.split()) >= 200
     assert apply("keyword_stuffing", PAIR).title.startswith(f"{PAIR.title}, ")
     assert apply("emoji", PAIR).title.translate({ord(c): None for c in "✨🔥🎁✅💯⭐"}).split() == PAIR.title.split()
 
@@ -90,10 +93,12 @@ def test_a_typo_changes_one_word_and_spares_numbers():
     for seed in range(30):
         before, after = PAIR.title.split(" "), apply("typo_title", PAIR, seed).title.split(" ")
         changed = [one for one, other in zip(before, after) if one != other]
-        assert len(before) == len(after) and len(changed) == 1 and changed[0].strip(",").isalpha()
+        assert len(before) == len(after)
+        assert len(changed) == 1
+        assert changed[0].strip(",").isalpha()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.text(max_size=40), st.text(max_size=60), st.sampled_from(["us", "es", "jp", "de"]), st.integers(0, 9))
 def test_any_text_is_taken_and_the_same_seed_gives_the_same(query, title, locale, seed):
     pair = Pair(query, title, locale, brand="Acme", rivals=("Zed", "Q"))
@@ -119,7 +124,7 @@ def test_structures_and_texts_change_together(bazaar):
     gold = pairs["label"].to_numpy()[changing["row"]]
     was_relevant = changing[gold == "Strongly Relevant"]
     assert (was_relevant["label"] != "Strongly Relevant").all()
-    assert dict(was_relevant.groupby("kind")["label"].agg(lambda labels: set(labels))) == {
+    assert dict(was_relevant.groupby("kind")["label"].agg(set)) == {
         "accessory_words": {"Accessory Mismatch"},
         "attribute_change": {"Attribute Mismatch"},
         "brand_swap": {"Brand Mismatch"},
@@ -132,7 +137,7 @@ def test_a_swapped_brand_that_nobody_named_is_no_mismatch(bazaar):
     pairs, structures, perturbed = bazaar
     known = structures.set_index("pair_id")
     swapped = perturbed.pairs[perturbed.pairs["kind"] == "brand_swap_unnamed"]
-    assert len(swapped) > 50
+    assert len(swapped) > 30
     for row, gold in zip(swapped["row"], swapped["label"]):
         entry = known.loc[pairs["pair_id"][row]]
         ask, offer = ask_from_json(entry["query_structure"]), offer_from_json(entry["product_structure"])
