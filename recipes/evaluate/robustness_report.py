@@ -83,7 +83,7 @@ def plot(report: Mapping[str, Any], path: Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
     figure.axes[0].legend(fontsize=8, frameon=False)
     figure.supxlabel(
-        f"Lines: 95 % intervals over queries; kinds that apply to fewer than {FEWEST_QUERIES} queries are left out.",
+        f"Lines: 95 % intervals over queries, for kinds of {FEWEST_QUERIES} or more.",
         fontsize=8,
     )
     figure.savefig(path, dpi=150)
