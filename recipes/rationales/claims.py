@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from recipes.data.bazaar_rules import Ask, Offer
 
 KINDS = ("number", "quoted", "brand", "attribute")
-_NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
-_QUOTED = re.compile(r"[\"“「『«]([^\"“”「」『』«»]{1,80})[\"”」』»]")
+_NUMBER = re.compile(r"\d+(?:,\d{3}(?!\d))*(?:\.\d+)?")
+_QUOTED = re.compile(r"(?<![\d\w])[\"“「『«]([^\"“”「」『』«»]{1,80})[\"”」』»]")  # 12" is no quotation
 _WORDS = (
     "one two three four five six seven eight nine ten eleven twelve",
     "uno dos tres cuatro cinco seis siete ocho nueve diez once doce",
@@ -42,7 +42,12 @@ _NUMBER_WORDS = {word: str(n) for line in _WORDS for n, word in enumerate(line.s
 _ATTRIBUTES = ("colour", "material")
 _AMBIGUOUS = {"down"}  # "scaled down" is no material
 # The other gender and number than the glossary's: negra, negros for negro; preto for preta; noir, noirs for noire.
-_FORMS = {"es": (r"(?:a|as|os)\b", "o"), "pt": (r"(?:o|os|as)\b", "a"), "fr": (r"(?<=[^e\W])s?\b", "e")}
+_FORMS = {
+    "en": (r"(?<=\w\w\w)(?:es|s)\b", ""),  # glasses
+    "es": (r"(?:a|as|os)\b", "o"),
+    "pt": (r"(?:o|os|as)\b", "a"),
+    "fr": (r"(?<=[^e\W])s?\b", "e"),
+}
 
 
 @dataclass(frozen=True)
@@ -106,7 +111,7 @@ def claims(rationale: str, source: Source, brands: Collection[str] = ()) -> list
     # Words first: a look at each of thousands of brands would take a second a rationale.
     spans = _spans(text)
     for brand in sorted(spans & set(brands)):
-        found.append(Claim("brand", brand, find_word(own, brand) is not None))
+        found.append(Claim("brand", brand, _bare(brand) in _bare(own)))
     found += _attributes(text, source, own)
     return found
 
@@ -165,9 +170,15 @@ def _spans(text: str, longest: int = 4) -> set[str]:
     return {" ".join(words[i : i + n]) for n in range(1, longest + 1) for i in range(len(words) - n + 1)}
 
 
+def _bare(text: str) -> str:
+    """Leave out case, accents and all that is no letter or digit: TRESemmé is tresemme, BiteNot is bite not."""
+    letters = unicodedata.normalize("NFD", text.casefold())
+    return "".join(letter for letter in letters if letter.isalnum())
+
+
 def _numbers(text: str) -> set[str]:
     """Return the numbers of a text, 1,500 and 1500 and 1500.0 as one."""
-    plain = (re.sub(r",(?=\d{3}(?!\d))", "", number).replace(",", ".") for number in _NUMBER.findall(text))
+    plain = (number.replace(",", "") for number in _NUMBER.findall(text))
     return {re.sub(r"\.0+$", "", number).lstrip("0") or "0" for number in plain}
 
 
@@ -183,6 +194,7 @@ def _attributes(text: str, source: Source, own: str) -> list[Claim]:
         found = {meaning for language in languages for _, meaning in stated(of, language)}
         return {(value, kind) for value, kind in found if kind in _ATTRIBUTES and value not in _AMBIGUOUS}
 
+    own = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", own)  # DarkGray
     for language, form in _FORMS.items():
         if language in languages:
             own = f"{own}\n{re.sub(*form, own)}"

@@ -31,6 +31,7 @@ def made_up(text, source=MUG, brands=("Acme", "Zed Home")):
         ("A blue mug, so it matches.", []),  # navy is blue
         ("A red ceramic mug.", [("attribute", "ceramic"), ("attribute", "red")]),
         ("It fits the kitchen.", []),
+        ('Sold by ACMÉ: 12" wide, "Mug" in the title.', []),  # inches open no quotation
         ("", []),
     ],
 )

@@ -11,7 +11,7 @@ from recipes.evaluate.shares import ratios
 from recipes.schemas import PAIRS, load_labels, write
 
 ESCI = load_labels("esci").names
-KINDS = ["typo", "case", "brand_swap_unnamed", "negation", "accessory_words"]
+KINDS = ["emoji", "case", "brand_swap_unnamed", "negation", "accessory_words"]
 
 
 def test_by_hand():
