@@ -168,7 +168,7 @@ def slices(arguments: SlicesArguments) -> dict[str, Any]:
         result[way] = {}
         for name in sorted({name for cell in cells for name in cell}, key=_natural):
             chosen = np.array([name in cell for cell in cells])
-            if chosen.sum() < arguments.fewest:
+            if way != "all" and chosen.sum() < arguments.fewest:
                 left_out[way] = left_out.get(way, 0) + 1
                 continue
             right = (predicted == gold)[:, chosen[query]]

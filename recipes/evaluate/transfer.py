@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -25,6 +25,10 @@ from recipes.arguments import UserError, command_line, parse, run, to_dict
 from recipes.evaluate.predict import load, predict, schema_order
 from recipes.record import environment, sha256, weights_sha256, write_json
 from recipes.schemas import LABELS_FOLDER, PREDICTIONS, LabelSchema, load_labels, make_folder, read_pairs, write
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 @dataclass
@@ -82,11 +86,25 @@ def read_map(one: LabelSchema, other: LabelSchema, files: list[str]) -> dict[str
         )
     if None in canonical:
         raise UserError(f"{path}: {canonical[None]!r} is not a class of {one.name!r}: {', '.join(one.names)}.")
-    result = {name: other.canonical(str(mapping[spelling])) for name, spelling in canonical.items()}
+    result = {name: other.canonical(str(mapping[canonical[name]])) for name in one.names}
     if unknown := [name for name, target in result.items() if target is None]:
         target = mapping[canonical[unknown[0]]]
         raise UserError(f"{path}: {unknown[0]!r} is mapped to {target!r}, which is not in {other.name!r}.")
     return result
+
+
+def merge(probabilities: NDArray[np.float32], mapping: Mapping[str, str], shared: LabelSchema) -> NDArray[np.float32]:
+    """Add up the probabilities of classes that become one: `(pairs, classes)` -> `(pairs, shared classes)`.
+
+    Args:
+        probabilities: Columns in the order of `mapping`.
+        mapping: Class -> class of `shared`.
+        shared: The schema of the result.
+    """
+    import numpy as np
+
+    adds = np.array([[target == name for name in shared.names] for target in mapping.values()], dtype=np.float32)
+    return probabilities @ adds
 
 
 def transfer(arguments: TransferArguments) -> dict[str, Any]:
@@ -96,8 +114,6 @@ def transfer(arguments: TransferArguments) -> dict[str, Any]:
         UserError: A schema or mapping is missing or incomplete, the pairs break their contract, or the model's classes
             are not those of its schema.
     """
-    import numpy as np
-
     from recipes.evaluate.metrics import evaluate_predictions
     from recipes.evaluate.report import plot_confusion
     from recipes.evaluate.significance import intervals
@@ -114,8 +130,7 @@ def transfer(arguments: TransferArguments) -> dict[str, Any]:
 
     order = schema_order(model.config.id2label, own, arguments.model)
     probabilities = predict(model, tokenizer, pairs, arguments.batch_size, arguments.max_length)[:, order]
-    adds = np.array([[of_model[name] == target for target in shared.names] for name in own.names], dtype=np.float32)
-    probabilities = probabilities @ adds  # (pairs, classes of its own) -> (pairs, shared classes)
+    probabilities = merge(probabilities, of_model, shared)
     predictions = pairs[["pair_id", "query", "locale", "label"]].assign(
         predicted_label=[shared.names[index] for index in probabilities.argmax(axis=1)],
         probabilities=list(probabilities),
