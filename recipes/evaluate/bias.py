@@ -8,9 +8,9 @@
 - Swaps: the brand in the title is exchanged for others that meet the same need (other products of the query; in the
   bazaar, makers of the category), where the query names none. The score should not change.
 - Filtered wrongly: relevant products below `--filtered_below`; without it those of tier 0 or 1 where the student has
-  tiers, else those predicted as the class of the lowest gain. Each brand is compared with the other relevant products of
-  the same queries (exact, see `within_queries`), Holm over the brands; Wilson intervals, because most brands have few
-  products and one or none of them filtered, where drawing queries says nothing.
+  tiers, else those predicted as the class of the lowest gain. Each brand is compared with the other relevant products
+  of the same queries (exact, see `within_queries`), Holm over the brands; Wilson intervals, because most brands have
+  few products and one or none of them filtered, where drawing queries says nothing.
 - Third parties: relevant accessories of another maker than the device's against those of its own maker (in the bazaar
   by structure, elsewhere by "for BRAND" in the title), and the score where the device's maker is put in.
 

@@ -96,7 +96,7 @@ def test_within_one_query_it_is_fishers_test_and_strangers_do_not_matter():
     assert expected == pytest.approx(hits.mean())
     more_hits, no_brand = np.append(hits, [True] * 9), np.append(brand, [False] * 9)
     assert within_queries(more_hits, no_brand, np.repeat([0, 1], [30, 9])) == (expected, p)
-    # Two queries of two products, one the brand's; both times it is the one filtered: (1/2)^2, and as much the other way.
+    # Two queries of two products, one the brand's, both times the one that is filtered: (1/2)^2, and the same for none.
     both = np.array([True, False, True, False])
     assert within_queries(both, both, np.array([0, 0, 1, 1])) == (0.5, pytest.approx(0.5))
 
