@@ -1,6 +1,6 @@
 """Label a bazaar again, by an edited rules file.
 
-    python -m recipes.data.relabel --pairs runs/demo/bazaar --rules recipes/rules/aliexpress6_compatible.yaml \
+    python -m recipes.data.relabel --pairs runs/demo/bazaar --rules recipes/rules/changed/aliexpress6_compatible.yaml \
         --output runs/rule/bazaar
 
 Texts, splits and structures stay as they are; labels are what the rules give (recipes/data/bazaar_policy.py). Writes

@@ -55,7 +55,7 @@ class BiasArguments:
     filtered_below: float | None = field(default=None, metadata={"help": "Expected gain below which products go."})
     swaps: int = field(default=3, metadata={"help": "Other brands that a pair is tried with, at most."})
     fewest: int = field(default=10, metadata={"help": "Relevant products that a brand must have to be tested."})
-    limit: int | None = field(default=None, metadata={"help": "Only the first so many pairs."})
+    limit: int | None = field(default=None, metadata={"help": "So many pairs only, drawn by seed."})
     batch_size: int = field(default=64, metadata={"help": "Pairs a batch."})
     max_length: int = field(default=128, metadata={"help": "Tokens of query and title together."})
     device: str = field(default="auto", metadata={"help": "auto (cuda if there is one), cpu, cuda:1, mps."})
@@ -82,7 +82,9 @@ def bias(arguments: BiasArguments) -> dict[str, Any]:
             raise UserError(f"--{option} {value}: expected at least 1.")
     schema = load_labels(arguments.labels)
     file = Path(arguments.pairs, f"{arguments.split}.parquet")
-    frame = read_pairs(arguments.pairs, [arguments.split])[arguments.split].head(arguments.limit)
+    frame = read_pairs(arguments.pairs, [arguments.split])[arguments.split]
+    if arguments.limit is not None and arguments.limit < len(frame):
+        frame = frame.sample(arguments.limit, random_state=arguments.seed).reset_index(drop=True)
     if "brand" not in frame or frame["brand"].isna().all():
         raise UserError(f"{file}: no pair has a `brand`, so there is nothing to audit. Prepare the pairs with brands.")
     frame["label"] = schema.canonical_column(frame["label"], file)

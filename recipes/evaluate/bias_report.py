@@ -80,6 +80,9 @@ def plot(report: Mapping[str, Any], path: Path) -> None:
             axes.axvline(100 * line["value"], color="#6b7280", linestyle=":", linewidth=1)
         axes.set_yticks(range(len(entries)), [brand[:28] for brand, _ in entries], fontsize=8)
         axes.set_ylim(max(len(entries), 1) - 0.5, -0.5)
+        if not entries:
+            axes.text(0.5, 0.5, "no brand has enough", transform=axes.transAxes, ha="center", color="#6b7280")
+            axes.set_xticks([])
         axes.set_title(title, fontsize=10)
         axes.grid(axis="x", color="#e5e7eb")
         axes.set_axisbelow(True)

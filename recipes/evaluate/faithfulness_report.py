@@ -183,7 +183,7 @@ def plot(report: Mapping[str, Any], judged: pd.DataFrame, path: Path) -> None:
         axes.grid(axis="y", color="#e5e7eb")
         axes.set_axisbelow(True)
     bias.axhline(0, color=OTHER_COLOR, linewidth=1)
-    made_up.legend(fontsize=8, frameon=False)
+    made_up.legend(fontsize=8, frameon=False, loc="upper left")
     bins = range(0, int(judged["words"].max()) + 3, 2)
     for value, label, color in ((1, "verdict right", "#1d4ed8"), (0, "verdict wrong", "#d97706")):
         words = judged["words"][judged["right"] == value]

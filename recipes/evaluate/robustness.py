@@ -45,7 +45,7 @@ class RobustnessArguments:
     split: str = field(default="test", metadata={"help": "Which file of the pairs folder."})
     labels: str = field(default="esci", metadata={"help": "Label schema: a name in recipes/labels or a YAML file."})
     kinds: list[str] = field(default_factory=list, metadata={"help": "Perturbations (none given: all)."})
-    limit: int | None = field(default=None, metadata={"help": "Only the first so many pairs."})
+    limit: int | None = field(default=None, metadata={"help": "So many pairs only, drawn by seed."})
     batch_size: int = field(default=64, metadata={"help": "Pairs a batch."})
     max_length: int | None = field(default=None, metadata={"help": "Tokens (None: the checkpoint's own, 512 at most)."})
     device: str = field(default="auto", metadata={"help": "auto (cuda if there is one), cpu, cuda:1, mps."})
@@ -71,7 +71,9 @@ def robustness(arguments: RobustnessArguments) -> dict[str, Any]:
             raise UserError(f"--{option} {value}: expected at least 1.")
     schema = load_labels(arguments.labels)
     file = Path(arguments.pairs, f"{arguments.split}.parquet")
-    pairs = read_pairs(arguments.pairs, [arguments.split])[arguments.split].head(arguments.limit or None)
+    pairs = read_pairs(arguments.pairs, [arguments.split])[arguments.split]
+    if arguments.limit is not None and arguments.limit < len(pairs):
+        pairs = pairs.sample(arguments.limit, random_state=arguments.seed).reset_index(drop=True)
     if pairs.empty:
         raise UserError(f"{file}: no rows. Choose another split, or make the pairs again.")
     pairs["label"] = schema.canonical_column(pairs["label"], file)

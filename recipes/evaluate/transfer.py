@@ -39,7 +39,9 @@ class TransferArguments:
     model_labels: str = field(metadata={"help": "Label schema it was trained with."})
     pairs: str = field(metadata={"help": "Folder of pairs, one parquet file a split."})
     labels: str = field(metadata={"help": "Label schema of the pairs."})
-    to: str = field(metadata={"help": "Label schema that both are read in: esci, binary, or a YAML file."})
+    to: str = field(
+        metadata={"help": "Schema that both are read in: a name in recipes/labels, or transfer/binary.yaml there."}
+    )
     output: str = field(metadata={"help": "Folder to write predictions, metrics and the confusion matrix to."})
     maps: list[str] = field(
         default_factory=list, metadata={"help": "Mapping files to look through before recipes/labels/transfer/."}

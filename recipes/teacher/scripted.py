@@ -2,8 +2,8 @@
 
     python -m recipes.teacher.scripted --pairs runs/bazaar --output runs/bazaar/completions.parquet
     python -m recipes.teacher.scripted --pairs runs/bazaar --output runs/bazaar/completions.parquet --samples 5 --seed 1
-    python -m recipes.teacher.scripted --pairs runs/rule/bazaar --rules recipes/rules/aliexpress6_compatible.yaml \
-        --output runs/rule/completions.parquet
+    python -m recipes.teacher.scripted --pairs runs/rule/new --output runs/rule/new.parquet \
+        --rules recipes/rules/changed/aliexpress6_compatible.yaml
 
 It takes the place of a large language model where there is none: no weights, no network, thousands of pairs a
 second. Each perspective sees the structures through its own eyes (`scripted_views.py`), so each is wrong in its own

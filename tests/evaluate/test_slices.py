@@ -10,9 +10,10 @@ from recipes.evaluate.metrics import evaluate_predictions
 from recipes.evaluate.slices import SlicesArguments, query_slices, slices
 from recipes.evaluate.taxonomy import KINDS, TaxonomyArguments, direction, kind, measure, taxonomy
 from recipes.evaluate.transfer import TransferArguments, merge, read_map, transfer
-from recipes.schemas import COMPLETIONS, PAIRS, PREDICTIONS, load_labels, read, write
+from recipes.schemas import COMPLETIONS, LABELS_FOLDER, PAIRS, PREDICTIONS, load_labels, read, write
 
-ESCI, ALI, BINARY = (load_labels(name) for name in ("esci", "aliexpress6", "binary"))
+BINARY_FILE = str(LABELS_FOLDER / "transfer" / "binary.yaml")
+ESCI, ALI, BINARY = (load_labels(name) for name in ("esci", "aliexpress6", BINARY_FILE))
 
 
 def frame(rows, **columns):
