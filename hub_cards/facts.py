@@ -211,6 +211,35 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
+class BiasAudit:
+    """What an audit by brand found.
+
+    Attributes:
+        split: Of the data.
+        filtered: What counts as filtered.
+        swaps: Brands that were exchanged in titles whose query names none.
+        swapped_pairs: In so many pairs.
+        change: Of the expected gain by a swap, in size.
+        decision_flips: Swaps after which a product is filtered that was not, or the reverse.
+        filtered_wrongly: Share of relevant products that are filtered.
+        brands: How many brands had enough relevant products to be compared with the others.
+        differing: Those that differ, p below 0.05 after Holm: brand -> share filtered.
+        third_party: Relevant third-party accessories filtered minus first-party ones filtered; None: too few.
+    """
+
+    split: str
+    filtered: str
+    swaps: int
+    swapped_pairs: int
+    change: Score | None
+    decision_flips: Score | None
+    filtered_wrongly: Score
+    brands: int
+    differing: Mapping[str, float]
+    third_party: Score | None = None
+
+
+@dataclass(frozen=True)
 class ModelFacts:
     """What the cards of a student and of an adapter share.
 
@@ -259,6 +288,7 @@ class StudentFacts(ModelFacts):
         has_ranking_view: It can show one score a pair, for `CrossEncoder.rank`.
         has_calibration: calibration.json is in the repository.
         onnx: ONNX files in the repository.
+        bias: What an audit by brand found, where there was one.
     """
 
     parameters: int
@@ -273,6 +303,7 @@ class StudentFacts(ModelFacts):
     has_ranking_view: bool = False
     has_calibration: bool = False
     onnx: Sequence[str] = ()
+    bias: BiasAudit | None = None
 
 
 @dataclass(frozen=True)

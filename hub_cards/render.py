@@ -123,6 +123,7 @@ def _environment() -> Environment:
         "paragraphs": paragraphs,
         "python": python,
         "raw": Markdown,
+        "score": _cell,
     }
     environment.globals |= {"table": table, "results": results, "paper": PAPER}
     return environment

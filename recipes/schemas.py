@@ -148,6 +148,26 @@ RATIONALES = Contract(
     key=("pair_id", "perspective", "rationale"),
 )
 
+FAITHFULNESS = Contract(
+    name="judged completions",
+    made_by="recipes.evaluate.faithfulness",
+    columns={
+        "pair_id": _ID,
+        "perspective": _TEXT,
+        "sample_index": Column("integer"),
+        "faithful": Column("integer"),
+        "claims": Column("integer"),
+        "invented": Column("string"),
+        "named": Column("string"),
+        "other_verdict": Column("integer"),
+        "right": Column("integer"),
+        "words": Column("integer"),
+        "grounding": Column("number"),
+        "duplicate_of": Column("string", nullable=True),
+    },
+    key=("pair_id", "perspective", "sample_index"),
+)
+
 PREDICTIONS = Contract(
     name="predictions",
     made_by="recipes.evaluate.run",

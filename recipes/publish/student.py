@@ -13,15 +13,17 @@ from recipes.publish.sources import base_model_id, folders, public_metrics, requ
 from recipes.record import sha256
 
 if TYPE_CHECKING:
-    from hub_cards.facts import BaseModel, Evaluation, Statement
+    from hub_cards.facts import BaseModel, BiasAudit, Evaluation, Statement
     from recipes.publish.package import Files, PackageArguments
 
 DISTIL = "recipes.student.distill"
 EVALUATE = "recipes.evaluate.run"
+BIAS = "recipes.evaluate.bias"
 WEIGHTS = "model.safetensors"
 FIGURES = {
     "confusion.png": "Confusion matrix: gold classes in rows, predicted ones in columns",
     "reliability.png": "Reliability: how often a probability of the top class is right",
+    "bias.png": "Audit by brand: relevant products filtered, and what another brand in the title does to the score",
 }
 # What later steps add to a student: temperature and tiers; where each perspective's reasoning lies.
 OPTIONAL = ("calibration.json", "perspectives.safetensors")
@@ -88,6 +90,7 @@ def package_student(arguments: PackageArguments) -> Files:
         has_ranking_view="ranking_view" in config,
         has_calibration="calibration.json" in files,
         onnx=tuple(name for name in onnx if name.endswith(".onnx")),
+        bias=read_bias(evaluation / "bias.json", source),
     )
     files["README.md"] = student_card(facts).encode()
     return files
@@ -172,6 +175,47 @@ def read_evaluation(metrics: Mapping[str, Any], file: Path, figures: Mapping[str
         seed=need(metrics, "intervals.seed", file, EVALUATE),
         per_class=metrics["overall"]["per_class"],
         figures=figures,
+    )
+
+
+def read_bias(file: Path, source: Path) -> BiasAudit | None:
+    """Read what `recipes.evaluate.bias` found of these weights; None where it was not run.
+
+    Raises:
+        UserError: It is of other weights.
+        MissingFact: It lacks what the card states.
+    """
+    from hub_cards.facts import BiasAudit, Score, need
+    from recipes.evaluate.bias_report import flagged
+
+    if not file.is_file():
+        return None
+    report = read_record(file, BIAS)
+    audited = need(report, "weights_sha256", file, BIAS)
+    if audited != sha256(source / WEIGHTS):
+        raise UserError(
+            f"{file}: is of other weights (sha256 {audited[:12]}...) than {source / WEIGHTS}. Audit this one: "
+            f"python -m {BIAS} --model {source} ..., or remove the file."
+        )
+
+    def score(entry: Mapping[str, Any] | None) -> Score | None:
+        if entry is None or entry["value"] is None:
+            return None
+        return Score(entry["value"], tuple(entry["interval"]) if entry["queries"] >= FEWEST_QUERIES else None)
+
+    swaps, brands, party = report["swaps"] or {}, need(report, "brands", file, BIAS), report["third_party"] or {}
+    wrongly = need(report, "filtered_wrongly", file, BIAS)
+    return BiasAudit(
+        split=need(report, "split", file, BIAS),
+        filtered=need(report, "filtered", file, BIAS),
+        swaps=swaps.get("tried", 0),
+        swapped_pairs=swaps.get("pairs", 0),
+        change=score(swaps.get("absolute_change")),
+        decision_flips=score(swaps.get("decision_flips")),
+        filtered_wrongly=Score(wrongly["value"], tuple(wrongly["interval"])),
+        brands=len(brands),
+        differing={brand: brands[brand]["value"] for brand in flagged(brands)},
+        third_party=score(party.get("difference")),
     )
 
 

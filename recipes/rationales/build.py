@@ -19,7 +19,17 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from recipes.arguments import UserError, command_line, parse, run, to_dict
 from recipes.record import write_json
-from recipes.schemas import COMPLETIONS, PERSPECTIVES, RATIONALES, SPLITS, load_labels, read, read_pairs, write
+from recipes.schemas import (
+    COMPLETIONS,
+    FAITHFULNESS,
+    PERSPECTIVES,
+    RATIONALES,
+    SPLITS,
+    load_labels,
+    read,
+    read_pairs,
+    write,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -48,6 +58,10 @@ class BuildArguments:
     )  # fmt: skip
     keep: Literal["consistent", "all"] = field(
         default="consistent", metadata={"help": "`consistent`: only what predicts the gold label (eq. 1)."}
+    )
+    filter: str | None = field(
+        default=None,
+        metadata={"help": "completions.parquet of recipes.evaluate.faithfulness: only what it calls faithful."},
     )
     samples: Literal["first", "all"] = field(
         default="first", metadata={"help": "Of the kept samples of a pair and perspective: the first, or all."}
@@ -161,9 +175,31 @@ def select(
         inconsistent = rows["predicted_label"] != rows["label"]
         counts["predicts another label"] = int(inconsistent.sum())
         rows = rows[~inconsistent]
+    if arguments.filter is not None:
+        unfaithful = ~_is_faithful(rows, arguments.filter)
+        counts["not faithful"] = int(unfaithful.sum())
+        rows = rows[~unfaithful]
     places = rows["perspective"].map({name: place for place, name in enumerate(wanted)})
     rows = rows.assign(_pair=rows["pair_id"].map(order), _perspective=places)
     return rows.sort_values(["_pair", "_perspective", "sample_index"], ignore_index=True), counts
+
+
+def _is_faithful(rows: pd.DataFrame, file: str) -> pd.Series:
+    """Look up which completions were called faithful.
+
+    Raises:
+        UserError: The file breaks its contract, or was made of other completions.
+    """
+    key = list(FAITHFULNESS.key)
+    judged = read(file, FAITHFULNESS).set_index(key)["faithful"]
+    places = judged.index.get_indexer(wanted := rows.set_index(key).index)
+    if (places < 0).any():
+        first = dict(zip(key, wanted[int((places < 0).argmax())], strict=True))
+        raise UserError(
+            f"{file}: has no row for {first}. Judge these completions, and these splits: "
+            "python -m recipes.evaluate.faithfulness --pairs ... --completions ... --splits ..."
+        )
+    return (judged.iloc[places] == 1).set_axis(rows.index)
 
 
 def _strip(rows: pd.DataFrame, labels: LabelSchema) -> pd.DataFrame:

@@ -115,6 +115,14 @@ class DistillArguments:
     rival_score_weight: float = field(
         default=0.0, metadata={"help": "Of a KL: to the teacher's votes (a of MKD), to the augmented input (CRSD)."}
     )
+    augment: float = field(
+        default=0.0,
+        metadata={"help": "Share of training pairs whose query or title is perturbed in place, the label and the "
+                          "guiding embedding kept (recipes/data/perturb.py); drawn once, by seed."},
+    )  # fmt: skip
+    augment_kinds: list[str] | None = field(
+        default=None, metadata={"help": "Perturbations to draw from (None: all that keep the label)."}
+    )
     seed: int = field(default=0, metadata={"help": "Of initial weights, order and dropout."})
     device: Literal["auto", "cpu"] = field(default="auto", metadata={"help": "auto: a GPU where there is one."})
     logging_steps: int = field(default=10, metadata={"help": "Optimizer steps between two lines of the log."})
@@ -142,6 +150,10 @@ def distill(arguments: DistillArguments) -> dict[str, Any]:
     if arguments.rival != "none":
         rationales = _read_rationales(arguments, pairs["train"])
         rationales["predicted_label"] = schema.canonical_column(rationales["predicted_label"], arguments.rationales)
+    if arguments.augment or arguments.augment_kinds:
+        from recipes.data.perturb import augment
+
+        pairs["train"] = augment(pairs["train"], schema, arguments.augment, arguments.augment_kinds or [], arguments.seed)
     output = Path(arguments.output)
     settings = settings_of(arguments)
     # A student of before an option existed was trained with what is its default now.

@@ -2,6 +2,8 @@
 
     python -m recipes.teacher.scripted --pairs runs/bazaar --output runs/bazaar/completions.parquet
     python -m recipes.teacher.scripted --pairs runs/bazaar --output runs/bazaar/completions.parquet --samples 5 --seed 1
+    python -m recipes.teacher.scripted --pairs runs/rule/new --output runs/rule/new.parquet \
+        --rules recipes/rules/changed/aliexpress6_compatible.yaml
 
 It takes the place of a large language model where there is none: no weights, no network, thousands of pairs a
 second. Each perspective sees the structures through its own eyes (`scripted_views.py`), so each is wrong in its own
@@ -15,14 +17,15 @@ import functools
 import hashlib
 import json
 import random
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from recipes.arguments import UserError, command_line, parse, run, to_dict
+from recipes.data.bazaar_policy import follow
 from recipes.data.bazaar_rules import (
     STRONGLY_RELEVANT,
     STRUCTURES,
@@ -33,7 +36,8 @@ from recipes.data.bazaar_rules import (
     offer_from_json,
 )
 from recipes.record import write_json
-from recipes.schemas import COMPLETIONS, PERSPECTIVES, make_folder, read, read_pairs, write
+from recipes.schemas import COMPLETIONS, PERSPECTIVES, load_labels, make_folder, read, read_pairs, write
+from recipes.teacher.books import Rule, load_rules
 from recipes.teacher.scripted_views import NO_VALUE, judge
 
 if TYPE_CHECKING:
@@ -51,6 +55,11 @@ class ScriptedArguments:
     output: str = field(metadata={"help": "Parquet file to write (contract: completions)."})
     samples: int = field(default=1, metadata={"help": "Completions a pair and perspective."})
     seed: int = field(default=0, metadata={"help": "Of wording and of what each perspective overlooks."})
+    rules: str | None = field(
+        default=None,
+        metadata={"help": "Business rules that say which label follows: a name in recipes/rules, or a YAML file (None: "
+                          "those the bazaar was made by). Label the pairs by them too: recipes.data.relabel."},
+    )  # fmt: skip
 
 
 @functools.cache
@@ -59,9 +68,10 @@ def templates() -> dict[str, Any]:
     return yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
 
 
-def prompt_hash(perspective: str) -> str:
-    """Identify the version of a perspective's wording, as a prompt's hash does for a language model."""
-    wording = json.dumps([perspective, templates()[perspective]], ensure_ascii=False, sort_keys=True)
+def prompt_hash(perspective: str, rules: Sequence[Rule] = ()) -> str:
+    """Identify the version of a perspective's wording and rules, as a prompt's hash does for a language model."""
+    parts = [perspective, templates()[perspective], *(asdict(rule) for rule in rules)]
+    wording = json.dumps(parts, ensure_ascii=False, sort_keys=True)
     return hashlib.sha256(wording.encode()).hexdigest()[:16]
 
 
@@ -78,6 +88,8 @@ def rationale(decision: Decision, ask: Ask, offer: Offer, query: str, perspectiv
     """
     wording = templates()[perspective]
     evidence = wording["evidence"].get(decision.aspect, wording["evidence"]["attribute"])
+    if decision.aspect == "rule":  # an edited rule changed what follows from the evidence
+        evidence = templates()["rule"][perspective]
     need = " or ".join(ask.categories)
     if len(ask.categories) > 2:  # a brand alone was asked for
         need = f"{ask.brand} product" if ask.brand else "product of some brand"
@@ -110,7 +122,9 @@ def rationale(decision: Decision, ask: Ask, offer: Offer, query: str, perspectiv
             return text[0].upper() + text[1:]
 
 
-def complete(pairs: pd.DataFrame, structures: pd.DataFrame, samples: int = 1, seed: int = 0) -> pd.DataFrame:
+def complete(
+    pairs: pd.DataFrame, structures: pd.DataFrame, samples: int = 1, seed: int = 0, rules: Sequence[Rule] = ()
+) -> pd.DataFrame:
     """Write the completions of every pair: perspectives in order, samples within each.
 
     Args:
@@ -118,6 +132,7 @@ def complete(pairs: pd.DataFrame, structures: pd.DataFrame, samples: int = 1, se
         structures: Contract structures, one row a pair.
         samples: Completions a pair and perspective.
         seed: Of everything that is drawn.
+        rules: Which labels follow (recipes.data.bazaar_policy); none: the bazaar's own.
 
     Raises:
         UserError: A pair has no structures.
@@ -134,16 +149,18 @@ def complete(pairs: pd.DataFrame, structures: pd.DataFrame, samples: int = 1, se
             f"pairs that recipes.data.bazaar made. For other pairs use recipes.teacher.generate."
         )
     aligned = known.loc[pairs["pair_id"]]
+    hashes = {perspective: prompt_hash(perspective, rules) for perspective in PERSPECTIVES}
 
     def rows() -> Iterator[dict[str, Any]]:
         columns = (aligned["query_structure"], aligned["product_structure"], aligned["query_kind"], aligned["misspelt"])
-        together = zip(pairs["pair_id"], pairs["query"], *columns, strict=True)
+        together = zip(pairs["pair_id"], pairs["query"], pairs["locale"], *columns, strict=True)
         together = tqdm(together, total=len(pairs), desc="scripted teacher", unit=" pairs", delay=1)
-        for pair_id, query, wanted, product, kind, misspelt in together:
+        for pair_id, query, locale, wanted, product, kind, misspelt in together:
             ask, offer = ask_from_json(wanted), offer_from_json(product)
             for perspective in PERSPECTIVES:
                 for sample in range(samples):
                     decision, *seen = judge(ask, offer, kind, misspelt == "true", perspective, pair_id, sample, seed)
+                    decision = follow(decision, *seen, rules, locale)
                     rng = random.Random(f"words {seed} {pair_id} {perspective} {sample}")
                     words = rationale(decision, *seen, query, perspective, rng)
                     answer = json.dumps({"label": decision.label})
@@ -151,7 +168,7 @@ def complete(pairs: pd.DataFrame, structures: pd.DataFrame, samples: int = 1, se
                         "pair_id": pair_id,
                         "perspective": perspective,
                         "sample_index": sample,
-                        "prompt_hash": prompt_hash(perspective),
+                        "prompt_hash": hashes[perspective],
                         "model": MODEL,
                         "sampling": json.dumps({"seed": seed, "samples": samples}),
                         "text": f"<think>{words}</think>\n{answer}",
@@ -188,9 +205,10 @@ def main() -> None:
             f"{structures}: no such file. The scripted teacher only knows pairs that recipes.data.bazaar made; "
             f"for other pairs use recipes.teacher.generate."
         )
+    rules = () if arguments.rules is None else load_rules(arguments.rules, load_labels("aliexpress6"))
     make_folder(Path(arguments.output).parent)
     pairs = pd.concat(splits.values(), ignore_index=True)
-    completions = complete(pairs, read(structures, STRUCTURES), arguments.samples, arguments.seed)
+    completions = complete(pairs, read(structures, STRUCTURES), arguments.samples, arguments.seed, rules)
     path = write(completions, arguments.output, COMPLETIONS)
     recorded = {"command": command_line("recipes.teacher.scripted", arguments), "arguments": to_dict(arguments)}
     write_json(path.with_name(f"{path.name}.report.json"), recorded)

@@ -353,3 +353,28 @@ def test_a_disk_that_refuses_keeps_the_old_package(workspace):
     assert re.search(r"error: .*could not be written \(.*File too large.*Free space", result.stderr)
     assert "Traceback" not in result.stderr
     assert tree(workspace / "publish") == first
+
+
+def test_an_audit_by_brand_is_stated_and_one_of_other_weights_refused(workspace):
+    evaluation = workspace / "student" / "evaluation-test"
+    entry = {"value": 0.125, "interval": [0.1, 0.2], "rows": 400, "queries": 40}
+    report = {
+        "weights_sha256": sha256(workspace / "student" / "model.safetensors"), "split": "test",
+        "filtered": "predicted Irrelevant", "filtered_wrongly": entry,
+        "swaps": {"tried": 300, "pairs": 120, "change": entry, "absolute_change": entry, "decision_flips": entry},
+        "brands": {"Acme|x": {"value": 0.5, "p_holm": 0.01}, "Zed": {"value": 0.1, "p_holm": 0.9}},
+        "third_party": {"difference": {**entry, "queries": 3}},
+    }  # fmt: skip
+    (evaluation / "bias.json").write_text(json.dumps(report))
+    card = collect(options(workspace))["README.md"].decode()
+    assert "## Audit by brand" in card
+    assert "Of the relevant products 12.5 [10.0, 20.0] %" in card
+    assert "300 swaps of the brand in 120 titles" in card
+    assert "2 brands had enough relevant products" in card
+    assert "Acme\\|x (50.0 % filtered) differs." in card
+    assert "by 12.5 points" in card  # three queries: no interval
+    (evaluation / "bias.json").write_text(json.dumps({**report, "brands": {}, "swaps": None, "third_party": None}))
+    assert "No brand had enough" in collect(options(workspace))["README.md"].decode()
+    (evaluation / "bias.json").write_text(json.dumps({**report, "weights_sha256": "0" * 64}))
+    with pytest.raises(UserError, match="is of other weights"):
+        collect(options(workspace))

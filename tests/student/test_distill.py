@@ -383,3 +383,17 @@ def test_help_and_unknown_keys(tmp_path):
     )
     assert result.returncode == 2
     assert "unknown key 'learning_rte'. Did you mean 'learning_rate'?" in result.stderr
+
+
+def test_perturbed_training_pairs_keep_their_guidance_and_none_changes_nothing(options):
+    plain = student(options, epochs=1)
+    folder = options["output"]
+    same = student({**options, "output": f"{folder}-same"}, epochs=1, augment=0.0)
+    assert_same_weights(weights(folder), weights(f"{folder}-same"))
+    perturbed = student({**options, "output": f"{folder}-perturbed"}, epochs=1, augment=0.5, augment_kinds=["emoji"])
+    assert perturbed["guided_rows"] == plain["guided_rows"] == same["guided_rows"]
+    assert perturbed["train_rows"] == plain["train_rows"]
+    assert any((one != other).any() for one, other in zip(weights(folder).values(),
+                                                          weights(f"{folder}-perturbed").values()))  # fmt: skip
+    with pytest.raises(UserError, match="share from 0 to 1"):
+        student({**options, "output": f"{folder}-wrong"}, augment=2.0)
