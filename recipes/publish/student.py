@@ -23,8 +23,9 @@ FIGURES = {
     "confusion.png": "Confusion matrix: gold classes in rows, predicted ones in columns",
     "reliability.png": "Reliability: how often a probability of the top class is right",
 }
-# What later steps add to a student: temperature and tiers; where each perspective's reasoning lies.
-OPTIONAL = ("calibration.json", "perspectives.safetensors")
+# What later steps add to a student: temperature and tiers; where each perspective's reasoning lies; its rationales.
+BANK = ("rationale_bank.safetensors", "rationale_bank.txt")
+OPTIONAL = ("calibration.json", "perspectives.safetensors", *BANK)
 SERVING = Path(__file__).parents[1] / "serve"
 FEWEST_QUERIES = 10  # draws of fewer say nothing of how much a score could differ
 # Options that name files of the machine that trained; what they held is stated by digest.
