@@ -49,8 +49,10 @@ class LRKDConfig(PretrainedConfig):
             Σ P(c)·gain(c); the task `lrkd-relevance` and `ranking_view` need them, nothing else does.
         temperature: Divides the logits before the softmax where probabilities are served: `lrkd-relevance` and
             `ranking_view`. Otherwise `forward` returns the logits as they are.
-        class_scales: Vector scaling (arXiv 1706.04599, section 4.2) after the temperature: each class's logit is
-            multiplied by its scale, and `class_biases` are added, in the order of the logits. None: ones.
+        class_scales: Vector scaling after the temperature: each class's log-probability is multiplied by its scale,
+            and `class_biases` are added, in the order of the logits. arXiv 1706.04599, section 4.2, scales the logits;
+            the log-probabilities (arXiv 1910.12656's diagonal map) are what predictions record, and do not change
+            when a constant is added to all logits. None: ones.
         class_biases: See there. None: zeros.
         tier_thresholds: Ascending expected gains that separate tiers 0, 1, 2...: the tier of a score is the number
             of thresholds at or below it. None: no tiers.
@@ -164,10 +166,10 @@ class LRKDConfig(PretrainedConfig):
             PretrainedConfig.num_labels.fset(self, value)
 
     def calibrated(self, logits: Tensor) -> Tensor:
-        """Return the logits `(..., labels)` whose softmax are the served probabilities: z·scale/temperature + bias."""
+        """Return the logits `(..., labels)` whose softmax are the served probabilities."""
         logits = logits / self.temperature
         if self.class_scales is not None:
-            logits = logits * logits.new_tensor(self.class_scales)
+            logits = logits.log_softmax(dim=-1) * logits.new_tensor(self.class_scales)
         return logits if self.class_biases is None else logits + logits.new_tensor(self.class_biases)
 
     def ranking_gains(self) -> list[float]:

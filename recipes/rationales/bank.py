@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from recipes.arguments import UserError, parse, run
 from recipes.record import sha256
 from recipes.schemas import RATIONALES, make_folder, read
+from recipes.student.saving import update_code
 
 if TYPE_CHECKING:
     import numpy as np
@@ -51,7 +52,7 @@ def build(arguments: BankArguments) -> dict[str, Any]:
 
     Returns:
         `entries`, `read`, `without_verdict`, `same_text`, `near_duplicates`, `cells`, `perspectives` (name ->
-        entries), `bytes` (file -> size).
+        entries), `bytes` (file -> size), `code` (modules brought up to date).
 
     Raises:
         UserError: No student with latent reasoning is there; the rationales are not embedded, by another encoder than
@@ -82,6 +83,7 @@ def build(arguments: BankArguments) -> dict[str, Any]:
         bank.save(partial, folder / "model.safetensors")
         for name in (TEXTS_FILE, BANK_FILE):
             (partial / name).replace(folder / name)
+        changed = update_code(folder)
     except OSError as error:
         raise UserError(f"{folder}: could not be written ({error}). Free some space and run it again.") from None
     finally:
@@ -89,6 +91,7 @@ def build(arguments: BankArguments) -> dict[str, Any]:
     return {
         "entries": len(bank),
         **record,
+        "code": changed,
         "cells": len(bank.centroids),
         "perspectives": kept["perspective"].value_counts().sort_index().to_dict(),
         "bytes": {name: (folder / name).stat().st_size for name in (BANK_FILE, TEXTS_FILE)},
@@ -277,6 +280,8 @@ def main() -> None:
         f"{record[name]:,} {name.replace('_', ' ')}" for name in ("without_verdict", "same_text", "near_duplicates")
     )
     print(f"{record['entries']:,} of {record['read']:,} rationales ({left_out} left out), {record['cells']:,} cells")
+    if record["code"]:
+        print(f"the student's code knew of no bank; from this checkout now: {', '.join(record['code'])}")
     for name, size in record["bytes"].items():
         print(f"wrote {Path(arguments.model, name)}: {size / 1e6:.1f} MB")
     print(
