@@ -129,7 +129,7 @@ def build_demo(models: Any, source: str = "http://127.0.0.1:7860") -> Any:
             result, milliseconds = score_pair(chosen.relevance, query, product, chosen.explains)
         except (InputError, ModelError) as error:
             return views.error(error)
-        return views.pair(result, chosen.labels, milliseconds, tiers(chosen.relevance))
+        return views.pair(result, chosen.labels, milliseconds, tiers(chosen.relevance), chosen.is_calibrated)
 
     def show_ranking(name: str, query: str, pasted: str, path: str | None) -> tuple[str, Any]:
         try:

@@ -31,6 +31,7 @@ class Loaded:
         parameters: How many weights it has.
         extractor: Its latent reasoning extractor.
         explains: It brings a rationale bank.
+        is_calibrated: Its probabilities were calibrated (recipes.evaluate.calibrate).
     """
 
     relevance: Relevance
@@ -38,6 +39,7 @@ class Loaded:
     parameters: int
     extractor: str
     explains: bool = False
+    is_calibrated: bool = False
 
 
 def choose(typed: Sequence[str], settings: Path = SETTINGS) -> list[str]:
@@ -110,6 +112,7 @@ def load(name: str) -> Loaded:
         parameters=sum(weight.numel() for weight in relevance.model.parameters()),
         extractor=config.extractor_type,
         explains=explains,
+        is_calibrated=config.temperature != 1.0 or config.class_scales is not None,
     )
 
 

@@ -74,7 +74,9 @@ def empty_pair(labels: Sequence[str]) -> str:
 </section>"""
 
 
-def pair(result: Result, labels: Sequence[str], milliseconds: float, tiers: int | None) -> str:
+def pair(
+    result: Result, labels: Sequence[str], milliseconds: float, tiers: int | None, is_calibrated: bool = False
+) -> str:
     """Return the result of one pair: label, probabilities, tier, latency, nearest perspective, nearest rationales.
 
     Args:
@@ -82,7 +84,9 @@ def pair(result: Result, labels: Sequence[str], milliseconds: float, tiers: int 
         labels: The labels, best first.
         milliseconds: How long the model took.
         tiers: How many tiers the model has; None: it has none.
+        is_calibrated: Its probabilities were fitted to how often they come true.
     """
+    calibrated = ", calibrated probability" if is_calibrated else ""
     probabilities = result["probabilities"]
     rows = "".join(_bar(label, probabilities[label], number, len(labels)) for number, label in enumerate(labels))
     facts = [("Expected gain", f"{result['score']:.3f}")]
@@ -92,7 +96,7 @@ def pair(result: Result, labels: Sequence[str], milliseconds: float, tiers: int 
     listed = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in facts)
     return f"""
 <section class="lr-result" aria-label="Result">
-  <div class="lr-verdict"><p class="lr-kicker">Relevance</p>
+  <div class="lr-verdict"><p class="lr-kicker">Relevance{calibrated}</p>
     <p class="lr-label">{escape(result["label"])} <span>{probabilities[result["label"]]:.1%}</span></p></div>
   <div class="lr-bars">{rows}</div>
   <dl class="lr-facts">{listed}</dl>
@@ -191,7 +195,7 @@ def _quote(one: dict[str, Any], labels: Sequence[str]) -> str:
     known = one["label"] in labels
     shade = _shade(labels.index(one["label"]) if known else len(labels) - 1, len(labels))
     return f"""<li><p class="lr-reason-head"><strong>{escape(name)}</strong>
-      <span class="lr-verdict-chip" style="{shade}">{escape(one["label"])}</span>
+      <span class="lr-verdict-chip" style="{shade}">argues for {escape(one["label"])}</span>
       <span class="lr-near">similarity {one["similarity"]:.2f}</span></p>
       <blockquote><bdi>{escape(one["rationale"])}</bdi></blockquote></li>"""
 

@@ -217,9 +217,7 @@ def ranking_by_query(predictions: pd.DataFrame, schema: LabelSchema, source: str
     frame = pd.DataFrame(
         {
             "query_id": groups.ngroup().astype(str).to_numpy(),
-            # trec_eval breaks ties by document id: a digest keeps the numbering of the pairs, which may follow
-            # their labels, out of the ranking.
-            "doc_id": [blake2b(pair.encode(), digest_size=8).hexdigest() for pair in predictions["pair_id"]],
+            "doc_id": document_ids(predictions["pair_id"]),
             "score": probabilities @ gains,
             "gain": gains[gold],
             "graded": relevance[gold],
@@ -248,6 +246,14 @@ def ranking_by_query(predictions: pd.DataFrame, schema: LabelSchema, source: str
         table[values.columns] = values.reindex(table.index).where(table[known])
     names = predictions[["locale", "query"]].drop_duplicates().reset_index(drop=True)
     return pd.concat([names, table.drop(columns=["has_gain", "has_relevant"]).reset_index(drop=True)], axis=1)
+
+
+def document_ids(pair_ids: pd.Series) -> list[str]:
+    """Name documents for trec_eval, which breaks ties by their names.
+
+    A digest keeps the numbering of the pairs, which may follow their labels, out of the ranking.
+    """
+    return [blake2b(pair.encode(), digest_size=8).hexdigest() for pair in pair_ids]
 
 
 def ranking(queries: pd.DataFrame) -> dict[str, Any]:
