@@ -3,10 +3,10 @@
     python -m recipes.evaluate.ranking --predictions runs/esci/bench/gat-0/evaluation-test --output runs/esci/ranking
     python -m recipes.evaluate.ranking --predictions EVALUATION --model STUDENT --output DIR    # as calibrated
 
-Products are ranked by expected gain, Σ P(c)·gain(c); with `--model`, of the probabilities that recipes.evaluate.calibrate
-fitted. nDCG, MAP and MRR are those of metrics.json, by trec_eval through ir-measures; precision at k too, over the
-queries with a relevant product and at least k products. A filter drops all products below a score: the curve says what
-share of the relevant ones that loses. Writes ranking.json and filtering.png to `--output`.
+Products are ranked by expected gain, Σ P(c)·gain(c); with `--model`, of the probabilities that
+recipes.evaluate.calibrate fitted. nDCG, MAP and MRR are those of metrics.json, by trec_eval through ir-measures;
+precision at k too, over the queries with a relevant product and at least k products. A filter drops all products below
+a score: the curve says what share of the relevant ones that loses. Writes ranking.json and filtering.png to `--output`.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def measure(arguments: RankingArguments) -> dict[str, Any]:
     predictions = read(file, PREDICTIONS)
     schema = load_labels(arguments.labels)
     predictions["label"] = schema.canonical_column(predictions["label"], file)
-    gold, _, probabilities = to_arrays(predictions, schema, str(file))
+    _, _, probabilities = to_arrays(predictions, schema, str(file))
     if arguments.model is not None:
         fitted = Path(arguments.model, "calibration.json")
         if not fitted.is_file():
