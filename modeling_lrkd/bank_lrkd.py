@@ -29,6 +29,8 @@ from torch.nn import functional as F
 BANK_FILE = "rationale_bank.safetensors"
 TEXTS_FILE = "rationale_bank.txt"
 PROBES = 8
+_ABOUT = "lrkd_rationale_bank"  # one key of metadata: safetensors writes several in any order
+_FACTS = ("perspectives", "labels", "weights_sha256", "encoder", "encoder_revision")
 _TENSORS = (
     "vectors",
     "scales",
@@ -102,13 +104,12 @@ class RationaleBank:
         again = "Build it again with recipes.rationales.bank, or remove the file."
         try:
             with safe_open(path, "pt") as file:
-                about = file.metadata() or {}
+                about = json.loads((file.metadata() or {})[_ABOUT])
                 tensors = {name: file.get_tensor(name) for name in _TENSORS}
-            perspectives, labels = json.loads(about["perspectives"]), json.loads(about["labels"])
-            bound = {name: about[name] for name in ("weights_sha256", "encoder", "encoder_revision")}
+            known = {name: about[name] for name in _FACTS}
         except (SafetensorError, KeyError, ValueError) as error:
             raise ValueError(f"{path}: truncated, damaged or no rationale bank ({error}). {again}") from None
-        bank = cls(**tensors, perspectives=perspectives, labels=labels, **bound, texts=Path(texts))
+        bank = cls(**tensors, **known, texts=Path(texts))
         if not len(bank):
             raise ValueError(f"{path}: the rationale bank is empty. {again}")
         if bank.vectors.shape[1] != reasoning_dim:
@@ -131,17 +132,10 @@ class RationaleBank:
     def save(self, folder: str | Path, weights: str | Path) -> None:
         """Write both files into `folder`, bound to the file `weights`."""
         tensors = {name: getattr(self, name).clone(memory_format=torch.contiguous_format) for name in _TENSORS}
-        about = {
-            "format": "pt",
-            "weights_sha256": file_sha256(weights),
-            "encoder": self.encoder,
-            "encoder_revision": self.encoder_revision,
-            "perspectives": json.dumps(self.perspectives),
-            "labels": json.dumps(self.labels),
-        }
+        about = {**{name: getattr(self, name) for name in _FACTS}, "weights_sha256": file_sha256(weights)}
         content = self.texts.read_bytes()
         Path(folder, TEXTS_FILE).write_bytes(content)
-        save_file(tensors, Path(folder, BANK_FILE), metadata=about)
+        save_file(tensors, Path(folder, BANK_FILE), metadata={_ABOUT: json.dumps(about)})
 
     def nearest(self, reasoning: Tensor, count: int = 1, probes: int | None = PROBES) -> list[dict[str, Any]]:
         """Return the rationales that a latent lies nearest to.

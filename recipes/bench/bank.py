@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from modeling_lrkd.bank_lrkd import RationaleBank
 
 PROBES = (1, 2, 4, 8, 16, 32)
+PASSES = 5  # what else the machine does only adds to a time
 
 
 @dataclass
@@ -71,6 +72,8 @@ def bench(arguments: BankBenchArguments) -> dict[str, Any]:
     entries, _ = select(rationales, near_duplicate=2)
     if arguments.entries is not None:
         entries = resized(entries, arguments.entries, arguments.seed)
+    # Its number ends each text, so that the exact search can name entries as the bank does.
+    entries["rationale"] = [f"{text} #{row}" for row, text in enumerate(entries["rationale"])]
     print(f"{len(entries):,} entries: looking for their cells", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         bank = make_bank(entries, Path(folder, "lines.txt"), arguments.seed)
@@ -140,13 +143,12 @@ def flat_search(entries: pd.DataFrame, bank: RationaleBank) -> Search:
     from torch.nn import functional as F
 
     borders = bank.cell_starts[bank.perspective_cells].tolist()
-    units = []
-    for number, name in enumerate(bank.perspectives):
-        vectors = torch.from_numpy(np.stack(entries["cot_embedding"][entries["perspective"] == name]))
-        offsets = F.normalize(vectors - bank.means[number], dim=1)
-        stored = bank.vectors[borders[number] : borders[number + 1]].float()
-        order = torch.cat([(part @ offsets.T).argmax(dim=1) for part in stored.split(1024)])
-        units.append(offsets[order].contiguous())
+    rows = [int(line.rsplit("#", 1)[1]) for line in bank.texts.read_text(encoding="utf-8").splitlines()]
+    vectors = torch.from_numpy(np.stack(entries["cot_embedding"].to_numpy()[rows]))
+    units = [
+        F.normalize(vectors[start:end] - mean, dim=1)
+        for mean, start, end in zip(bank.means, borders[:-1], borders[1:], strict=True)
+    ]
     centre = bank.means.mean(dim=0)
 
     def search(latent: Tensor, count: int) -> list[tuple[Tensor, Tensor]]:
@@ -158,20 +160,19 @@ def flat_search(entries: pd.DataFrame, bank: RationaleBank) -> Search:
 
 
 def timed(search: Search, latents: Tensor, count: int) -> tuple[list[Any], dict[str, float]]:
-    """Search each latent once, after a few for warmth; return what was found and the time of one search."""
+    """Return what was found, and the time of one search: of each latent the best of `PASSES` passes over all."""
     import numpy as np
 
-    for latent in latents[:10]:
-        search(latent, count)
-    found, seconds = [], []
-    for latent in latents:
-        started = time.perf_counter()
-        found.append(search(latent, count))
-        seconds.append(time.perf_counter() - started)
-    return found, {
-        "median_ms": 1000 * float(np.median(seconds)),
-        "p95_ms": 1000 * float(np.quantile(seconds, 0.95)),
-    }
+    found: list[Any] = []
+    seconds = np.empty((PASSES, len(latents)))
+    for turn in range(PASSES):
+        found = []
+        for place, latent in enumerate(latents):
+            started = time.perf_counter()
+            found.append(search(latent, count))
+            seconds[turn, place] = time.perf_counter() - started
+    best = 1000 * seconds.min(axis=0)
+    return found, {"median_ms": float(np.median(best)), "p95_ms": float(np.quantile(best, 0.95))}
 
 
 def recall(found: list[Any], exact: list[Any], count: int) -> float:

@@ -143,8 +143,8 @@ def test_an_empty_a_damaged_and_a_torn_bank_are_refused(folder, tmp_path):
     empty = {name: getattr(bank, name)[:0].clone() for name in ("vectors", "scales", "verdicts", "centroids")}
     rest = {n: getattr(bank, n).clone() for n in ("cell_starts", "perspective_cells", "means", "text_starts")}
     about = dict.fromkeys(("weights_sha256", "encoder", "encoder_revision"), "x")
-    about |= {"perspectives": json.dumps(bank.perspectives), "labels": json.dumps(bank.labels)}
-    save_file({**empty, **rest}, tmp_path / BANK_FILE, metadata=about)
+    about |= {"perspectives": bank.perspectives, "labels": bank.labels}
+    save_file({**empty, **rest}, tmp_path / BANK_FILE, metadata={"lrkd_rationale_bank": json.dumps(about)})
     with pytest.raises(ValueError, match="the rationale bank is empty"):
         load(folder, path=tmp_path / BANK_FILE)
     (tmp_path / BANK_FILE).write_bytes((folder / BANK_FILE).read_bytes()[:200])
