@@ -99,7 +99,8 @@ def load(name: str) -> Loaded:
         ) from None
     except (OSError, ValueError) as error:
         raise ModelError(f"{name}: could not be loaded. {str(error).splitlines()[0]}") from error
-    explains = relevance.bank_file is not None
+    # A model brings its own code, which may be older than banks and vector scaling.
+    explains = getattr(relevance, "bank_file", None) is not None
     try:
         relevance({"query": "warm up", "products": ["warm up"]}, **({"explanations": 1} if explains else {}))
     except ValueError as error:  # a bank of another model
@@ -112,7 +113,7 @@ def load(name: str) -> Loaded:
         parameters=sum(weight.numel() for weight in relevance.model.parameters()),
         extractor=config.extractor_type,
         explains=explains,
-        is_calibrated=config.temperature != 1.0 or config.class_scales is not None,
+        is_calibrated=config.temperature != 1.0 or getattr(config, "class_scales", None) is not None,
     )
 
 

@@ -259,7 +259,7 @@ def k_means(units: np.ndarray, cells: int, seed: int) -> tuple[np.ndarray, np.nd
     import numpy as np
     from sklearn.cluster import MiniBatchKMeans
 
-    model = MiniBatchKMeans(cells, random_state=seed, n_init=1, batch_size=4096, max_iter=30).fit(units)
+    model = MiniBatchKMeans(cells, random_state=seed, n_init=1, batch_size=4096, max_iter=10).fit(units)
     centres = _units(model.cluster_centers_.astype(np.float32))
     cell = np.concatenate([(units[at : at + BLOCK] @ centres.T).argmax(axis=1) for at in range(0, len(units), BLOCK)])
     used, cell = np.unique(cell, return_inverse=True)
