@@ -272,6 +272,25 @@ class ModelFacts:
 
 
 @dataclass(frozen=True)
+class Calibration:
+    """How a student was calibrated.
+
+    Attributes:
+        method: `temperature` or `vector`.
+        ece_before: Expected calibration error on test, before.
+        ece_after: The same after.
+        confidence: At which validation keeps the targets.
+        boundaries: Threshold, target, and the share of relevant products below it on validation and on test.
+    """
+
+    method: str
+    ece_before: float
+    ece_after: float
+    confidence: float
+    boundaries: Sequence[tuple[float, float, float | None, float | None]]
+
+
+@dataclass(frozen=True)
 class StudentFacts(ModelFacts):
     """A student.
 
@@ -287,6 +306,7 @@ class StudentFacts(ModelFacts):
         tasks: Pipelines that it brings.
         has_ranking_view: It can show one score a pair, for `CrossEncoder.rank`.
         has_calibration: calibration.json is in the repository.
+        calibration: What it records, where recipes.evaluate.calibrate wrote it for these weights.
         onnx: ONNX files in the repository.
         bias: What an audit by brand found, where there was one.
     """
@@ -302,6 +322,7 @@ class StudentFacts(ModelFacts):
     tasks: Sequence[str] = ()
     has_ranking_view: bool = False
     has_calibration: bool = False
+    calibration: Calibration | None = None
     onnx: Sequence[str] = ()
     bias: BiasAudit | None = None
 

@@ -161,6 +161,7 @@ def student_card(facts: StudentFacts) -> str:
         statement=facts.statement,
         guided=guided,
         class_gains=list(zip(facts.labels, facts.gains, strict=True)),
+        calibrated_tiers=_calibrated_tiers(facts),
         slice_title="locale",
         **_tables(
             facts,
@@ -171,6 +172,19 @@ def student_card(facts: StudentFacts) -> str:
         ),
     )
     return card(data, body)
+
+
+def _calibrated_tiers(facts: StudentFacts) -> list[tuple[str, ...]]:
+    """Return a row a boundary between tiers: what lies below, its expected gain, the target, and what is lost."""
+    boundaries = facts.calibration.boundaries if facts.calibration else ()
+
+    def share(value: float | None) -> str:
+        return "none is relevant" if value is None else f"{100 * value:.2f} %"
+
+    return [
+        (f"0 to {number}" if number else "0", f"{threshold:.4f}", *map(share, shares))
+        for number, (threshold, *shares) in enumerate(boundaries)
+    ]
 
 
 def adapter_card(facts: AdapterFacts) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import Tensor
 from transformers import AutoConfig, BertConfig, PretrainedConfig
 
 EXTRACTOR_TYPES = ("mlp", "poly", "gat", "none", "cls")
@@ -50,6 +51,11 @@ class LRKDConfig(PretrainedConfig):
             Σ P(c)·gain(c); the task `lrkd-relevance` and `ranking_view` need them, nothing else does.
         temperature: Divides the logits before the softmax where probabilities are served: `lrkd-relevance` and
             `ranking_view`. Otherwise `forward` returns the logits as they are.
+        class_scales: Vector scaling after the temperature: each class's log-probability is multiplied by its scale,
+            and `class_biases` are added, in the order of the logits. arXiv 1706.04599, section 4.2, scales the logits;
+            the log-probabilities (arXiv 1910.12656's diagonal map) are what predictions record, and do not change
+            when a constant is added to all logits. None: ones.
+        class_biases: See there. None: zeros.
         tier_thresholds: Ascending expected gains that separate tiers 0, 1, 2...: the tier of a score is the number
             of thresholds at or below it. None: no tiers.
         ranking_view: True: the model shows a single output, so that tools that rank by one score can use it:
@@ -106,6 +112,8 @@ class LRKDConfig(PretrainedConfig):
         classifier_dropout: float = 0.1,
         label_gains: list[float] | None = None,
         temperature: float = 1.0,
+        class_scales: list[float] | None = None,
+        class_biases: list[float] | None = None,
         tier_thresholds: list[float] | None = None,
         ranking_view: bool = False,
         perspectives: list[str] | None = None,
@@ -140,6 +148,8 @@ class LRKDConfig(PretrainedConfig):
         self.guidance_temperature = _positive("guidance_temperature", guidance_temperature)
         self.classifier_dropout = classifier_dropout
         self.label_gains = label_gains
+        self.class_scales = class_scales
+        self.class_biases = class_biases
         self.tier_thresholds = tier_thresholds
         if not __name__.startswith("transformers_modules."):
             # Not remote code but an installed package, which registers the task itself: `pipeline` need not fetch it.
@@ -149,6 +159,9 @@ class LRKDConfig(PretrainedConfig):
         self.ranking_view = ranking_view  # from here on, `num_labels` may be 1: the classes are settled
         if label_gains is not None and len(label_gains) != len(self.id2label):
             raise ValueError(f"label_gains: expected {len(self.id2label)} gains, one a label, got {len(label_gains)}.")
+        for name, values in (("class_scales", class_scales), ("class_biases", class_biases)):
+            if values is not None and len(values) != len(self.id2label):
+                raise ValueError(f"{name}: expected {len(self.id2label)} numbers, one a label, got {len(values)}.")
         if tier_thresholds is not None and list(tier_thresholds) != sorted(tier_thresholds):
             raise ValueError(f"tier_thresholds: expected ascending scores, got {tier_thresholds}.")
 
@@ -161,6 +174,13 @@ class LRKDConfig(PretrainedConfig):
     def num_labels(self, value: int) -> None:
         if not (self.ranking_view and value == 1):  # else the classes would be forgotten
             PretrainedConfig.num_labels.fset(self, value)
+
+    def calibrated(self, logits: Tensor) -> Tensor:
+        """Return the logits `(..., labels)` whose softmax are the served probabilities."""
+        logits = logits / self.temperature
+        if self.class_scales is not None:
+            logits = logits.log_softmax(dim=-1) * logits.new_tensor(self.class_scales)
+        return logits if self.class_biases is None else logits + logits.new_tensor(self.class_biases)
 
     def ranking_gains(self) -> list[float]:
         """Return `label_gains`, or say why products cannot be ranked by them.

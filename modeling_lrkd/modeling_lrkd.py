@@ -425,7 +425,7 @@ class LRKDForSequenceClassification(LRKDModel):
         gains = torch.tensor(self.config.ranking_gains(), dtype=torch.float32, device=logits.device)
         if gains.min() < 0 or gains.max() > 1:
             gains = (gains - gains.min()) / (gains.max() - gains.min())
-        log_probabilities = F.log_softmax(logits.float() / self.config.temperature, dim=1)
+        log_probabilities = F.log_softmax(self.config.calibrated(logits.float()), dim=1)
         gained = torch.logsumexp(log_probabilities + gains.log(), dim=1, keepdim=True)
         missed = torch.logsumexp(log_probabilities + (1 - gains).log(), dim=1, keepdim=True)
         return gained - missed

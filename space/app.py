@@ -37,8 +37,16 @@ REMEMBER_THEME = """() => {
 }"""
 
 
-def score_pair(relevance: Callable[..., Any], query: str, product: str) -> tuple[dict[str, Any], float]:
+def score_pair(
+    relevance: Callable[..., Any], query: str, product: str, explains: bool = False
+) -> tuple[dict[str, Any], float]:
     """Score one pair.
+
+    Args:
+        relevance: An `lrkd-relevance` pipeline.
+        query: What the shopper searched for.
+        product: The title.
+        explains: The model has a rationale bank: look up the nearest rationale of each perspective.
 
     Returns:
         What the `lrkd-relevance` pipeline says of the product, and the milliseconds it took.
@@ -48,7 +56,8 @@ def score_pair(relevance: Callable[..., Any], query: str, product: str) -> tuple
     """
     from products import check_query, check_title
 
-    ranking, milliseconds = _timed(relevance, check_query(query), [{"title": check_title(product)}])
+    options = {"explanations": 1} if explains else {}
+    ranking, milliseconds = _timed(relevance, check_query(query), [{"title": check_title(product)}], **options)
     return ranking[0], milliseconds
 
 
@@ -70,13 +79,13 @@ def rank_products(
 
 
 def _timed(
-    relevance: Callable[..., Any], query: str, products: list[dict[str, Any]]
+    relevance: Callable[..., Any], query: str, products: list[dict[str, Any]], **options: int
 ) -> tuple[list[dict[str, Any]], float]:
     from products import InputError
 
     started = time.perf_counter()
     try:
-        ranking = relevance({"query": query, "products": products}, batch_size=BATCH_SIZE)
+        ranking = relevance({"query": query, "products": products}, batch_size=BATCH_SIZE, **options)
     except (ValueError, RuntimeError) as error:  # what the pipeline refuses, and what the model cannot compute
         raise InputError(str(error)) from None
     return ranking, 1000 * (time.perf_counter() - started)
@@ -117,10 +126,10 @@ def build_demo(models: Any, source: str = "http://127.0.0.1:7860") -> Any:
     def show_pair(name: str, query: str, product: str) -> str:
         try:
             chosen = models[name]
-            result, milliseconds = score_pair(chosen.relevance, query, product)
+            result, milliseconds = score_pair(chosen.relevance, query, product, chosen.explains)
         except (InputError, ModelError) as error:
             return views.error(error)
-        return views.pair(result, chosen.labels, milliseconds, tiers(chosen.relevance))
+        return views.pair(result, chosen.labels, milliseconds, tiers(chosen.relevance), chosen.is_calibrated)
 
     def show_ranking(name: str, query: str, pasted: str, path: str | None) -> tuple[str, Any]:
         try:
@@ -144,7 +153,8 @@ def build_demo(models: Any, source: str = "http://127.0.0.1:7860") -> Any:
             model: One of the models that the page offers; the first one if left out.
         """
         try:
-            result, milliseconds = score_pair(models[model].relevance, query, product)
+            chosen = models[model]
+            result, milliseconds = score_pair(chosen.relevance, query, product, chosen.explains)
         except (InputError, ModelError) as error:
             raise gr.Error(views.escape(error), print_exception=False) from None
         return {**result, "latency_ms": milliseconds, "model": model or models.names[0]}

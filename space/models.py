@@ -30,12 +30,16 @@ class Loaded:
         labels: Its labels, best first.
         parameters: How many weights it has.
         extractor: Its latent reasoning extractor.
+        explains: It brings a rationale bank.
+        is_calibrated: Its probabilities were calibrated (recipes.evaluate.calibrate).
     """
 
     relevance: Relevance
     labels: list[str]
     parameters: int
     extractor: str
+    explains: bool = False
+    is_calibrated: bool = False
 
 
 def choose(typed: Sequence[str], settings: Path = SETTINGS) -> list[str]:
@@ -95,7 +99,12 @@ def load(name: str) -> Loaded:
         ) from None
     except (OSError, ValueError) as error:
         raise ModelError(f"{name}: could not be loaded. {str(error).splitlines()[0]}") from error
-    relevance({"query": "warm up", "products": ["warm up"]})
+    # A model brings its own code, which may be older than banks and vector scaling.
+    explains = getattr(relevance, "bank_file", None) is not None
+    try:
+        relevance({"query": "warm up", "products": ["warm up"]}, **({"explanations": 1} if explains else {}))
+    except ValueError as error:  # a bank of another model
+        raise ModelError(f"{name}: could not be used. {str(error).splitlines()[0]}") from error
     config = relevance.model.config
     order = sorted(range(config.num_labels), key=lambda index: -config.label_gains[index])  # ties: the model's order
     return Loaded(
@@ -103,6 +112,8 @@ def load(name: str) -> Loaded:
         labels=[config.id2label[index] for index in order],
         parameters=sum(weight.numel() for weight in relevance.model.parameters()),
         extractor=config.extractor_type,
+        explains=explains,
+        is_calibrated=config.temperature != 1.0 or getattr(config, "class_scales", None) is not None,
     )
 
 

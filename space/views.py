@@ -74,15 +74,19 @@ def empty_pair(labels: Sequence[str]) -> str:
 </section>"""
 
 
-def pair(result: Result, labels: Sequence[str], milliseconds: float, tiers: int | None) -> str:
-    """Return the result of one pair: the label, all probabilities, the tier, the latency, the nearest perspective.
+def pair(
+    result: Result, labels: Sequence[str], milliseconds: float, tiers: int | None, is_calibrated: bool = False
+) -> str:
+    """Return the result of one pair: label, probabilities, tier, latency, nearest perspective, nearest rationales.
 
     Args:
         result: One product as the `lrkd-relevance` pipeline returns it.
         labels: The labels, best first.
         milliseconds: How long the model took.
         tiers: How many tiers the model has; None: it has none.
+        is_calibrated: Its probabilities were fitted to how often they come true.
     """
+    calibrated = ", calibrated probability" if is_calibrated else ""
     probabilities = result["probabilities"]
     rows = "".join(_bar(label, probabilities[label], number, len(labels)) for number, label in enumerate(labels))
     facts = [("Expected gain", f"{result['score']:.3f}")]
@@ -92,11 +96,12 @@ def pair(result: Result, labels: Sequence[str], milliseconds: float, tiers: int 
     listed = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in facts)
     return f"""
 <section class="lr-result" aria-label="Result">
-  <div class="lr-verdict"><p class="lr-kicker">Relevance</p>
+  <div class="lr-verdict"><p class="lr-kicker">Relevance{calibrated}</p>
     <p class="lr-label">{escape(result["label"])} <span>{probabilities[result["label"]]:.1%}</span></p></div>
   <div class="lr-bars">{rows}</div>
   <dl class="lr-facts">{listed}</dl>
   {_perspectives(result.get("perspectives"))}
+  {_explanations(result.get("explanations"), labels)}
 </section>"""
 
 
@@ -170,6 +175,29 @@ def _perspectives(closeness: dict[str, float] | None) -> str:
     return f"""<p class="lr-note">The reasoning vector lies closest to
       <strong>{escape(name)}</strong>{meaning}: cosine {ordered[0][1]:.2f}{others}. This says where the vector lies, not
       why the label was chosen.</p>"""
+
+
+def _explanations(found: Sequence[dict[str, Any]] | None, labels: Sequence[str]) -> str:
+    """Show the nearest rationales of the bank, each with its verdict on its own pair and how near it is."""
+    if not found:
+        return ""
+    quotes = "".join(_quote(one, labels) for one in sorted(found, key=lambda one: -one["similarity"]))
+    return f"""<section class="lr-reasons" aria-labelledby="lr-reasons-title">
+    <h2 id="lr-reasons-title">Reasoning the model stands close to</h2>
+    <p class="lr-note">Written by the teacher about other products in training, and found by this pair's reasoning
+      vector. Not the model's own words.</p>
+    <ul>{quotes}</ul>
+  </section>"""
+
+
+def _quote(one: dict[str, Any], labels: Sequence[str]) -> str:
+    name, _ = PERSPECTIVES.get(one["perspective"], (one["perspective"], ""))
+    known = one["label"] in labels
+    shade = _shade(labels.index(one["label"]) if known else len(labels) - 1, len(labels))
+    return f"""<li><p class="lr-reason-head"><strong>{escape(name)}</strong>
+      <span class="lr-verdict-chip" style="{shade}">argues for {escape(one["label"])}</span>
+      <span class="lr-near">similarity {one["similarity"]:.2f}</span></p>
+      <blockquote><bdi>{escape(one["rationale"])}</bdi></blockquote></li>"""
 
 
 def _mix(result: Result, labels: Sequence[str]) -> str:

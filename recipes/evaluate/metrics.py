@@ -40,6 +40,10 @@ CONVENTIONS = {
     "nll": "Negative log likelihood of the gold class, in nats.",
     "brier": "Squared distance between probabilities and one-hot label, summed over classes (0 to 2).",
     "ece": f"Expected calibration error of the top class, {ECE_BINS} bins of equal width, closed on the right.",
+    "classwise_ece": (
+        f"Mean over classes of the calibration error of the class's probability, {ECE_BINS} bins of equal width, "
+        "closed on the right."
+    ),
     "confusion_matrix": "Rows are gold classes, columns predicted ones, both in the order of labels.",
 }
 
@@ -145,6 +149,7 @@ def classification(
         "nll": float(log_loss(gold, probabilities, labels=classes)),
         "brier": float(((probabilities - np.eye(len(classes))[gold]) ** 2).sum(axis=1).mean()),
         "ece": expected_calibration_error(gold, probabilities),
+        "classwise_ece": classwise_calibration_error(gold, probabilities),
         "per_class": {
             name: {"precision": float(precision), "recall": float(recall), "f1": float(f1), "support": int(support)}
             for name, precision, recall, f1, support in zip(schema.names, *per_class, strict=True)
@@ -166,12 +171,30 @@ def expected_calibration_error(
         >>> round(expected_calibration_error(np.array([0, 1, 1]), p), 6)
         0.4
     """
-    confidence = probabilities.max(axis=1)
-    right = probabilities.argmax(axis=1) == gold
+    return _calibration_error(probabilities.argmax(axis=1) == gold, probabilities.max(axis=1), bins)
+
+
+def classwise_calibration_error(
+    gold: NDArray[np.int64], probabilities: NDArray[np.float64], bins: int = ECE_BINS
+) -> float:
+    """Mean over classes of the calibration error of that class's probability (arXiv 1910.12656, section 2).
+
+    Example:
+        Class 0 at 0.9, 0.9, 0.4 for gold 0, 1, 1: 2/3·|0.5 - 0.9| + 1/3·|0 - 0.4| = 0.4; class 1 is its mirror.
+
+        >>> p = np.array([[0.9, 0.1], [0.9, 0.1], [0.4, 0.6]])
+        >>> round(classwise_calibration_error(np.array([0, 1, 1]), p), 6)
+        0.4
+    """
+    classes = range(probabilities.shape[1])
+    return float(np.mean([_calibration_error(gold == index, probabilities[:, index], bins) for index in classes]))
+
+
+def _calibration_error(right: NDArray[np.bool_], confidence: NDArray[np.float64], bins: int) -> float:
     # Right-closed: 0.2 belongs to (2/15, 3/15], float32's 0.20000000298 too, hence the rounding.
     bin_of_row = np.ceil(np.round(confidence * bins, 6)).astype(int)
     gaps = np.bincount(bin_of_row, weights=right - confidence, minlength=bins + 1)
-    return float(np.abs(gaps).sum() / len(gold))
+    return float(np.abs(gaps).sum() / len(right))
 
 
 def ranking_by_query(predictions: pd.DataFrame, schema: LabelSchema, source: str = "predictions") -> pd.DataFrame:
@@ -194,9 +217,7 @@ def ranking_by_query(predictions: pd.DataFrame, schema: LabelSchema, source: str
     frame = pd.DataFrame(
         {
             "query_id": groups.ngroup().astype(str).to_numpy(),
-            # trec_eval breaks ties by document id: a digest keeps the numbering of the pairs, which may follow
-            # their labels, out of the ranking.
-            "doc_id": [blake2b(pair.encode(), digest_size=8).hexdigest() for pair in predictions["pair_id"]],
+            "doc_id": document_ids(predictions["pair_id"]),
             "score": probabilities @ gains,
             "gain": gains[gold],
             "graded": relevance[gold],
@@ -225,6 +246,14 @@ def ranking_by_query(predictions: pd.DataFrame, schema: LabelSchema, source: str
         table[values.columns] = values.reindex(table.index).where(table[known])
     names = predictions[["locale", "query"]].drop_duplicates().reset_index(drop=True)
     return pd.concat([names, table.drop(columns=["has_gain", "has_relevant"]).reset_index(drop=True)], axis=1)
+
+
+def document_ids(pair_ids: pd.Series) -> list[str]:
+    """Name documents for trec_eval, which breaks ties by their names.
+
+    A digest keeps the numbering of the pairs, which may follow their labels, out of the ranking.
+    """
+    return [blake2b(pair.encode(), digest_size=8).hexdigest() for pair in pair_ids]
 
 
 def ranking(queries: pd.DataFrame) -> dict[str, Any]:

@@ -234,3 +234,15 @@ def holm(p_values: Sequence[float]) -> list[float]:
     adjusted = np.empty(len(p_values))
     adjusted[order] = np.minimum(np.maximum.accumulate(stepped), 1)
     return adjusted.tolist()
+
+
+def binomial_interval(successes: int, of: int, level: float = 0.95) -> tuple[float, float]:
+    """Exact (Clopper-Pearson) interval of a rate of independent rows.
+
+    >>> tuple(round(end, 4) for end in binomial_interval(2, 100))
+    (0.0024, 0.0704)
+    """
+    from scipy.stats import binomtest
+
+    ends = binomtest(successes, of).proportion_ci(level, method="exact")
+    return float(ends.low), float(ends.high)

@@ -13,20 +13,22 @@ from recipes.publish.sources import base_model_id, folders, public_metrics, requ
 from recipes.record import sha256
 
 if TYPE_CHECKING:
-    from hub_cards.facts import BaseModel, BiasAudit, Evaluation, Statement
+    from hub_cards.facts import BaseModel, BiasAudit, Calibration, Evaluation, Statement
     from recipes.publish.package import Files, PackageArguments
 
 DISTIL = "recipes.student.distill"
 EVALUATE = "recipes.evaluate.run"
 BIAS = "recipes.evaluate.bias"
+CALIBRATE = "recipes.evaluate.calibrate"
 WEIGHTS = "model.safetensors"
 FIGURES = {
     "confusion.png": "Confusion matrix: gold classes in rows, predicted ones in columns",
     "reliability.png": "Reliability: how often a probability of the top class is right",
     "bias.png": "Audit by brand: relevant products filtered, and what another brand in the title does to the score",
 }
-# What later steps add to a student: temperature and tiers; where each perspective's reasoning lies.
-OPTIONAL = ("calibration.json", "perspectives.safetensors")
+# What later steps add to a student: temperature and tiers; where each perspective's reasoning lies; its rationales.
+BANK = ("rationale_bank.safetensors", "rationale_bank.txt")
+OPTIONAL = ("calibration.json", "perspectives.safetensors", *BANK)
 SERVING = Path(__file__).parents[1] / "serve"
 FEWEST_QUERIES = 10  # draws of fewer say nothing of how much a score could differ
 # Options that name files of the machine that trained; what they held is stated by digest.
@@ -89,11 +91,39 @@ def package_student(arguments: PackageArguments) -> Files:
         tasks=tuple(config.get("custom_pipelines", {})),
         has_ranking_view="ranking_view" in config,
         has_calibration="calibration.json" in files,
+        calibration=read_calibration(source),
         onnx=tuple(name for name in onnx if name.endswith(".onnx")),
         bias=read_bias(evaluation / "bias.json", source),
     )
     files["README.md"] = student_card(facts).encode()
     return files
+
+
+def read_calibration(source: Path) -> Calibration | None:
+    """Read what recipes.evaluate.calibrate recorded; None where it recorded nothing.
+
+    Raises:
+        UserError: It was fitted for other weights.
+    """
+    from hub_cards.facts import Calibration
+
+    file = source / "calibration.json"
+    record = read_record(file, CALIBRATE) if file.is_file() else {}
+    if "splits" not in record:
+        return None
+    if record["facts"]["weights_sha256"] != sha256(source / WEIGHTS):
+        raise UserError(f"{file}: was fitted for other weights than {source / WEIGHTS}. Run {CALIBRATE} again.")
+    validation, test = record["splits"]["validation"], record["splits"]["test"]
+    return Calibration(
+        method=record["method"],
+        ece_before=test["before"]["ece"],
+        ece_after=test["after"]["ece"],
+        confidence=record["confidence"],
+        boundaries=[
+            (first["threshold"], first["target"], first["relevant_below"], second["relevant_below"])
+            for first, second in zip(validation["boundaries"], test["boundaries"], strict=True)
+        ],
+    )
 
 
 def code_files(source: Path, config: Mapping[str, Any]) -> list[str]:

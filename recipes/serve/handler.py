@@ -1,11 +1,13 @@
 """Handler of a Hugging Face Inference Endpoint. It travels with the model, as `handler.py` in its repository.
 
     {"inputs": {"query": "usb c cable", "products": ["USB-C cable, 2 m", {"title": "Lamp", "product_id": "B7"}]},
-     "parameters": {"top_k": 10, "max_length": 128}}
+     "parameters": {"top_k": 10, "max_length": 128, "explanations": 1}}
     {"inputs": {"text": "usb c cable", "text_pair": "USB-C cable, 2 m"}, "parameters": {"top_k": 1}}
 
 The first form is answered as the task `lrkd-relevance` answers it: products best first, with probabilities, expected
-gain and tier. The second as `text-classification` does: labels best first. A list of either is answered by a list.
+gain and tier, and with `explanations` also training rationales that the model's reasoning lies close to, so many of
+each perspective (refused where the repository holds no rationale bank). The second as `text-classification` does:
+labels best first. A list of either is answered by a list.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from transformers import pipeline
 # A request beyond these is refused, or one client would keep the others waiting.
 MAX_PAIRS = 1_000
 MAX_CHARACTERS = 10_000
+MAX_EXPLANATIONS = 5
 BATCH_SIZE = 32
 
 RANKING, CLASSIFICATION = {"query", "products"}, {"text", "text_pair"}
@@ -54,7 +57,8 @@ class EndpointHandler:
         if not all(isinstance(row, dict) for row in rows):
             raise ValueError(f"inputs: expected {EXPECTED}.")
         classification = any(CLASSIFICATION & row.keys() for row in rows)
-        parameters = _parameters(data.get("parameters"), ("top_k",) if classification else ("top_k", "max_length"))
+        known = ("top_k",) if classification else ("top_k", "max_length", "explanations")
+        parameters = _parameters(data.get("parameters"), known)
         for number, row in enumerate(rows):
             place = f"inputs[{number}]" if rows is inputs else "inputs"
             _check_row(row, CLASSIFICATION if classification else RANKING, place)
@@ -78,6 +82,8 @@ def _parameters(given: Any, known: tuple[str, ...]) -> dict[str, Any]:
             raise ValueError(f"parameters: unknown {name!r}; known here: {', '.join(known)}.")
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"parameters: {name} is to be a whole number above 0, got {value!r}.")
+        if name == "explanations" and value > MAX_EXPLANATIONS:
+            raise ValueError(f"parameters: this endpoint gives {MAX_EXPLANATIONS} explanations a perspective at most.")
     return dict(given)
 
 

@@ -153,7 +153,8 @@ def distill(arguments: DistillArguments) -> dict[str, Any]:
     if arguments.augment or arguments.augment_kinds:
         from recipes.data.perturb import augment
 
-        pairs["train"] = augment(pairs["train"], schema, arguments.augment, arguments.augment_kinds or [], arguments.seed)
+        kinds = arguments.augment_kinds or []
+        pairs["train"] = augment(pairs["train"], schema, arguments.augment, kinds, arguments.seed)
     output = Path(arguments.output)
     settings = settings_of(arguments)
     # A student of before an option existed was trained with what is its default now.

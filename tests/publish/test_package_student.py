@@ -28,7 +28,7 @@ EXPECTED = {
     "tokenizer_config.json",
 }
 # What parallel work on this project adds to a student.
-MAY_COME = {"pipeline_lrkd.py", "handler.py", "requirements.txt", "perspectives.safetensors"}
+MAY_COME = {"bank_lrkd.py", "pipeline_lrkd.py", "handler.py", "requirements.txt", "perspectives.safetensors"}
 
 
 @pytest.fixture(scope="module")
@@ -156,6 +156,33 @@ def test_calibration_and_onnx_travel_where_they_were_made(workspace):
     assert set(files) - MAY_COME == EXPECTED | {"calibration.json", "onnx/model.onnx"}
     assert "`onnx/model.onnx`" in files["README.md"].decode()
     assert "`calibration.json`" in files["README.md"].decode()
+    assert "expected calibration error on test is" not in files["README.md"].decode()  # nobody recorded one
+
+    record = {
+        "method": "vector",
+        "confidence": 0.95,
+        "facts": {"weights_sha256": sha256(student / "model.safetensors")},
+        "splits": {
+            "validation": {"boundaries": [{"threshold": 0.1234, "target": 0.02, "relevant_below": 0.0123}]},
+            "test": {
+                "before": {"ece": 0.333},
+                "after": {"ece": 0.089},
+                "boundaries": [{"relevant_below": 0.0353}],
+            },
+        },
+    }
+    (student / "calibration.json").write_text(json.dumps(record))
+    for name in ("rationale_bank.safetensors", "rationale_bank.txt"):
+        (student / name).write_bytes(b"bank")
+    files = collect(options(workspace))
+    assert {"rationale_bank.safetensors", "rationale_bank.txt"} < set(files)
+    card = files["README.md"].decode()
+    for fact in ("vector scaling", "33.3 % before", "8.9 % after", "0.1234", "2.00 %", "1.23 %", "3.53 %"):
+        assert fact in card
+    record["facts"]["weights_sha256"] = "0"
+    (student / "calibration.json").write_text(json.dumps(record))
+    with pytest.raises(UserError, match="was fitted for other weights"):
+        collect(options(workspace))
 
 
 @pytest.mark.parametrize(

@@ -97,6 +97,22 @@ def test_a_pair_tells_label_probabilities_tier_latency_and_the_nearest_perspecti
     assert "not why the label was chosen" in text
 
 
+def test_explanations_stand_under_their_heading_with_verdict_and_similarity():
+    found = [
+        {"perspective": "business_rule", "rationale": "A case <b> is", "label": "Substitute", "similarity": 0.31},
+        {"perspective": "user_intent", "rationale": "She wants shoes.", "label": "Exact", "similarity": 0.52},
+    ]
+    page = Page(views.pair(result(tier=1, explanations=found), LABELS, 1.0, 5, is_calibrated=True))
+    assert "Relevance, calibrated probability Exact 70.0%" in page.text
+    shown = page.text.split("Reasoning the model stands close to")[1]
+    assert "Not the model's own words" in shown
+    assert re.search(r"user intent argues for Exact similarity 0.52 She wants shoes\.", shown)
+    assert re.search(r"business rule argues for Substitute similarity 0.31 A case <b> is", shown)
+    assert shown.index("user intent") < shown.index("business rule")  # the nearest first
+    assert "b" not in page.tags
+    assert "stands close to" not in Page(views.pair(result(), LABELS, 1.0, None)).text
+
+
 def test_a_model_without_tiers_or_perspectives_says_so():
     text = Page(views.pair(result(), LABELS, 1.0, None)).text
     assert "Tier" not in text
