@@ -54,6 +54,9 @@ class DistillArguments:
     pooling: Literal["pooler", "cls", "mean"] = field(default="pooler", metadata={"help": "What h_cls is."})
     fuse: Literal["raw", "projected"] = field(default="raw", metadata={"help": "What joins h_cls for the classifier."})
     reasoning_dim: int | None = field(default=None, metadata={"help": "Size of the embeddings (read from them)."})
+    separate_layers: int = field(
+        default=0, metadata={"help": "Layers that read query and product apart, so that products can be stored."}
+    )
     guidance_weight: float = field(default=0.1, metadata={"help": "λ of eq. 9; 0 switches the guidance off."})
     guidance_loss: Literal["mse", "cosine", "infonce"] = field(default="mse", metadata={"help": "Eq. 8 is mse."})
     guidance_reduction: Literal["sum", "mean"] = field(default="sum", metadata={"help": "Over dimensions; eq. 8: sum."})
@@ -112,7 +115,7 @@ def distill(arguments: DistillArguments) -> dict[str, Any]:
     embeddings, perspectives = _read_embeddings(arguments, pairs["train"])
     output = Path(arguments.output)
     settings = _settings(arguments)
-    finished = claim_folder(output, settings, arguments.overwrite)
+    finished = claim_folder(output, settings, arguments.overwrite, before={"separate_layers": 0})
     if finished is not None:
         print(f"{output} already holds this student; --overwrite trains it again.")
         return finished
@@ -167,7 +170,7 @@ def _check(arguments: DistillArguments) -> None:
         value = getattr(arguments, name)
         if not (value is None and name in optional) and value <= 0:
             raise UserError(f"{name}: expected more than 0, got {value}.")
-    for name in ("guidance_weight", "weight_decay", "warmup_ratio"):
+    for name in ("guidance_weight", "weight_decay", "warmup_ratio", "separate_layers"):
         if getattr(arguments, name) < 0:
             raise UserError(f"{name}: expected 0 or more, got {getattr(arguments, name)}.")
     for name in ("classifier_dropout", "encoder_dropout"):
@@ -275,6 +278,7 @@ def _build_trainer(
             extractor_dim=arguments.extractor_dim,
             pooling=arguments.pooling,
             fuse=arguments.fuse,
+            separate_layers=arguments.separate_layers,
             reasoning_dim=arguments.reasoning_dim or size,
             guidance_weight=arguments.guidance_weight,
             guidance_loss=arguments.guidance_loss,

@@ -81,7 +81,12 @@ def as_a_stranger(python, folder, tmp_path):
 def test_a_saved_folder_loads_without_the_package(family, extractor_type, python, tmp_path):
     torch.manual_seed(0)
     names = {0: "Exact", 1: "Substitute", 2: "Irrelevant"}
-    config = LRKDConfig(encoder_config=tiny_config(family), extractor_type=extractor_type, id2label=names)
+    config = LRKDConfig(
+        encoder_config=tiny_config(family),
+        extractor_type=extractor_type,
+        separate_layers=int(extractor_type == "cls"),
+        id2label=names,
+    )
     model, tokenizer = LRKDForSequenceClassification(config).eval(), tiny_tokenizer()
     if family == "xlm-roberta":
         tokenizer.model_input_names = ["input_ids", "attention_mask"]  # it has one segment type

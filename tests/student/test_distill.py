@@ -344,3 +344,23 @@ def test_help_and_unknown_keys(tmp_path):
     )
     assert result.returncode == 2
     assert "unknown key 'learning_rte'. Did you mean 'learning_rate'?" in result.stderr
+
+
+def test_a_student_whose_products_can_be_stored(options):
+    record = student(options, epochs=1, separate_layers=1)
+    assert record["arguments"]["separate_layers"] == 1
+    model = AutoModelForSequenceClassification.from_pretrained(options["output"])
+    assert model.config.separate_layers == 1
+    with pytest.raises(UserError, match="holds a student with separate_layers = 1, not 0"):
+        student(options, epochs=1)
+
+
+def test_a_student_from_before_there_were_such_is_one_that_reads_all_together(options):
+    student(options, epochs=1)
+    path = Path(options["output"], "training.json")
+    old = json.loads(path.read_text())
+    del old["arguments"]["separate_layers"]
+    path.write_text(json.dumps(old))
+    assert student(options, epochs=1) == old
+    with pytest.raises(UserError, match="holds a student with separate_layers = 0, not 2"):
+        student(options, epochs=1, separate_layers=2)
