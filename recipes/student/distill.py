@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -115,7 +115,9 @@ def distill(arguments: DistillArguments) -> dict[str, Any]:
     embeddings, perspectives = _read_embeddings(arguments, pairs["train"])
     output = Path(arguments.output)
     settings = _settings(arguments)
-    finished = claim_folder(output, settings, arguments.overwrite, before={"separate_layers": 0})
+    # A student of before an option existed was trained with what is its default now.
+    defaults = {option.name: option.default for option in fields(DistillArguments)}
+    finished = claim_folder(output, settings, arguments.overwrite, defaults=defaults)
     if finished is not None:
         print(f"{output} already holds this student; --overwrite trains it again.")
         return finished

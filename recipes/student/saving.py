@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,16 +26,11 @@ def claim_folder(
     settings: dict[str, Any],
     overwrite: bool,
     what: str = "student",
-    before: Mapping[str, Any] | None = None,
+    defaults: dict[str, Any] | None = None,
 ) -> dict[str, Any] | None:
     """Return the record of a finished student (or `what`) with these settings, or make the folder ready for one.
 
-    Args:
-        output: The folder.
-        settings: What decides the result, see `recipes.student.distill`.
-        overwrite: Discard what the folder holds.
-        what: What the error messages call it.
-        before: What was done before an option existed, for records that do not name it.
+    `defaults` stand for the options that the folder's record does not have.
 
     Raises:
         UserError: The folder holds one of other settings; or, to be overwritten, something else.
@@ -47,11 +42,11 @@ def claim_folder(
             continue
         found = json.loads(path.read_text(encoding="utf-8"))
         for part in ("arguments", "data_sha256"):
-            recorded = {**(before or {}), **found[part]} if part == "arguments" else found[part]
             for name, value in settings[part].items():
-                if recorded.get(name) != value:
+                before = found[part].get(name, (defaults or {}).get(name))
+                if before != value:
                     raise UserError(
-                        f"{output}: holds a {what} with {name} = {recorded.get(name)!r}, not {value!r}. Choose "
+                        f"{output}: holds a {what} with {name} = {before!r}, not {value!r}. Choose "
                         "another output folder, or pass --overwrite to discard it."
                     )
         if path.name == RECORD:
