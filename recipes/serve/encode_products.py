@@ -88,7 +88,7 @@ def encode_products(arguments: EncodeProductsArguments, progress: bool = True) -
         raise UserError(f"max_product_tokens: expected less than the {longest} tokens that the model takes, got {cut}.")
     folder = make_folder(arguments.output)
     manifest = _claim(folder, arguments, identity, len(frame), cut)
-    if manifest["complete"]:
+    if manifest["complete"] and all(shard_path(folder, number).is_file() for number in range(manifest["shards"])):
         print(f"{folder} already holds these products; --overwrite encodes them again.")
         return manifest
     if arguments.threads is not None:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from modeling_lrkd import LRKDForSequenceClassification
 
-BATCH_TOKENS = 4096
+BATCH_TOKENS = 2048
 LENGTH_STEP = 4  # lengths are rounded up to it: OpenVINO prepares each new shape once
 
 

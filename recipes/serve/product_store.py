@@ -119,7 +119,11 @@ def write_shard(path: Path, vectors: Tensor, lengths: Sequence[int], keys: np.nd
 
     stored, scales = quantize(vectors, dtype)
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    tensors = {"vectors": stored, "offsets": torch.from_numpy(offsets), "keys": torch.from_numpy(keys.copy())}
+    tensors = {
+        "vectors": stored.contiguous(),
+        "offsets": torch.from_numpy(offsets),
+        "keys": torch.from_numpy(keys.copy()),
+    }
     if scales is not None:
         tensors["scales"] = scales
     checksums = [_checksum(stored, scales, *span) for span in pairwise(offsets)]
