@@ -1,0 +1,286 @@
+"""Score any number of pairs: parquet in, the same rows with probabilities, label, score and tier out.
+
+    python -m recipes.serve.score --model MODEL --input runs/esci/pairs/test.parquet --output runs/esci/scored
+    python -m recipes.serve.score --model MODEL --input FOLDER --output FOLDER --workers 2      # Ray, this machine
+    python -m recipes.serve.score --model MODEL --input s3://bucket/pairs --output s3://bucket/scored \
+        --workers 64 --threads 4 --address auto                                                  # Ray, a cluster
+
+Reads `query` and `product_title`; every other column passes through. Adds `probabilities` (in the order of the labels
+in _manifest.json), `predicted_label`, `score`, the expected gain, and `tier`. Killed at any moment, driver or worker,
+and started again with the same command, it scores only the partitions that are missing. One worker runs here, in this
+process; several are a Ray Data job (extra `ray`). `--model` is a student or, faster, what `recipes.serve.export` made
+of one; on a cluster its folder must be one that every machine sees.
+"""
+
+from __future__ import annotations
+
+import json
+from bisect import bisect_right
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from recipes.arguments import UserError, parse, run, to_dict
+from recipes.record import environment, sha256, weights_sha256
+from recipes.serve.partitions import (
+    MANIFEST,
+    Partition,
+    Storage,
+    find_inputs,
+    plan,
+    read_partition,
+    rows_of,
+    write_partition,
+)
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+ADDED = ("probabilities", "predicted_label", "score", "tier")
+
+
+@dataclass
+class ScoreArguments:
+    """Options of `recipes.serve.score`."""
+
+    model: str = field(metadata={"help": "Folder of a student, or of its export."})
+    input: str = field(metadata={"help": "Parquet file or folder of them: local, s3://..., hf://..."})
+    output: str = field(metadata={"help": "Folder of the results: local, or s3://..."})
+    query_column: str = field(default="query", metadata={"help": "Column with the query."})
+    product_column: str = field(default="product_title", metadata={"help": "Column with the product's title."})
+    partition_rows: int = field(default=50_000, metadata={"help": "Rows a file of results: what a kill can cost."})
+    invalid: Literal["refuse", "null"] = field(
+        default="refuse", metadata={"help": "Rows with null or blank text: an error, or results of null."}
+    )
+    workers: int = field(default=1, metadata={"help": "Partitions scored at once; above 1 a Ray Data job."})
+    threads: int | None = field(default=None, metadata={"help": "Cores a worker (None: all of them, shared out)."})
+    address: str | None = field(default=None, metadata={"help": "Ray cluster to join, or auto (None: this machine)."})
+    backend: Literal["auto", "torch", "onnx", "openvino"] = field(default="auto", metadata={"help": "Engine."})
+    precision: Literal["auto", "float32", "bfloat16", "int8"] = field(default="auto", metadata={"help": "Of it."})
+    max_length: int | None = field(default=None, metadata={"help": "Tokens of a pair (None: the model's)."})
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a worker needs to score a partition."""
+
+    arguments: ScoreArguments
+    backend: str
+    precision: str
+    threads: int
+
+
+class Worker:
+    """Scores partition by partition; a failure comes back as text, so that one stops no other."""
+
+    def __init__(self, job: Job) -> None:
+        from transformers import AutoConfig
+
+        import modeling_lrkd  # noqa: F401  registers the lrkd configuration
+        from recipes.serve.scorer import Scorer
+
+        self.arguments = job.arguments
+        self.source, self.target = Storage(job.arguments.input), Storage(job.arguments.output)
+        self.scorer = Scorer(
+            job.arguments.model,
+            job.backend,  # type: ignore[arg-type]
+            precision=job.precision,  # type: ignore[arg-type]
+            threads=job.threads,
+            max_length=job.arguments.max_length,
+        )
+        config = AutoConfig.from_pretrained(job.arguments.model)
+        self.gains, self.thresholds = config.ranking_gains(), config.tier_thresholds
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Score one partition.
+
+        Args:
+            row: The fields of a `Partition`.
+
+        Returns:
+            `number`, `rows`, and `error`, empty where all went well.
+        """
+        partition = Partition(int(row["number"]), str(row["path"]), int(row["start"]), int(row["stop"]))
+        try:
+            table = self.add_results(read_partition(self.source, partition), partition)
+            write_partition(self.target, partition, table)
+        except UserError as error:
+            return {"number": partition.number, "rows": 0, "error": f"{partition.path}: {error}"}
+        return {"number": partition.number, "rows": len(table), "error": ""}
+
+    def add_results(self, table: pa.Table, partition: Partition) -> pa.Table:
+        """Return the rows of a partition with what is scored of them."""
+        import pyarrow as pa
+
+        texts = [
+            table.column(name).to_pylist() for name in (self.arguments.query_column, self.arguments.product_column)
+        ]
+        valid = [all(text is not None and text.strip() for text in pair) for pair in zip(*texts, strict=True)]
+        if not all(valid) and self.arguments.invalid == "refuse":
+            row = partition.start + valid.index(False)
+            raise UserError(f"row {row}: null or blank text. Correct it, or pass --invalid null.")
+        pairs = [pair for pair, usable in zip(zip(*texts, strict=True), valid, strict=True) if usable]
+        results = self.scorer.score(pairs)
+        columns: dict[str, list[Any]] = {name: [] for name in ADDED}
+        for usable in valid:
+            probabilities = next(results) if usable else None
+            score = None if probabilities is None else float(probabilities.astype("float64") @ self.gains)
+            columns["probabilities"].append(probabilities)
+            columns["predicted_label"].append(
+                None if probabilities is None else self.scorer.labels[int(probabilities.argmax())]
+            )
+            columns["score"].append(score)
+            tiered = score is not None and self.thresholds is not None
+            columns["tier"].append(bisect_right(self.thresholds, score) if tiered else None)
+        kinds = (pa.list_(pa.float32()), pa.string(), pa.float64(), pa.int8())
+        for (name, values), kind in zip(columns.items(), kinds, strict=True):
+            table = table.append_column(name, pa.array(values, kind))
+        return table
+
+
+def score(arguments: ScoreArguments) -> dict[str, Any]:
+    """Score what is missing; return what `_manifest.json` says.
+
+    Raises:
+        UserError: An input or option is not usable, the output is of another model or input, or partitions failed
+            (all others are kept).
+    """
+    from tqdm import tqdm
+
+    for name in ("partition_rows", "workers", "threads"):
+        value = to_dict(arguments)[name]
+        if value is not None and value < 1:
+            raise UserError(f"{name}: expected 1 or more, got {value}.")
+    source, target = Storage(arguments.input), Storage(arguments.output)
+    if source.open()[1] == target.open()[1]:
+        raise UserError(f"output: is the input, {arguments.output}. Choose another folder.")
+    job, settings = _job(arguments)
+    settings["inputs"] = find_inputs(source, (arguments.query_column, arguments.product_column), ADDED)
+    manifest = _claim(target, settings)
+    partitions = plan(settings["inputs"], arguments.partition_rows)
+    done = {p.number: p.stop - p.start for p in partitions if rows_of(target, p) == p.stop - p.start}
+    missing = [partition for partition in partitions if partition.number not in done]
+    if done and missing:
+        print(f"{len(done)} of {len(partitions)} partitions are there; going on with the others.")
+    failed = []
+    if missing:
+        work = _with_ray if arguments.workers > 1 or arguments.address else _here
+        with tqdm(total=sum(p.stop - p.start for p in partitions), unit="row", desc="score") as bar:
+            bar.update(sum(done.values()))
+            for result in work(job, missing):
+                bar.update(result["rows"])
+                if result["error"]:
+                    failed.append(result)
+    if failed:
+        raise UserError(
+            f"{len(failed)} of {len(partitions)} partitions are not scored, e.g. {failed[0]['error']} The same command "
+            "goes on with what is missing."
+        )
+    counts = [rows_of(target, partition) for partition in partitions]
+    if counts != [partition.stop - partition.start for partition in partitions]:
+        raise UserError(f"{arguments.output}: rows are missing that were written. Run the same command again.")
+    manifest |= {"complete": True, "rows": sum(p.stop - p.start for p in partitions), "partitions": len(partitions)}
+    manifest["environment"] = environment()
+    target.write(MANIFEST, json.dumps(manifest, indent=2).encode())
+    return manifest
+
+
+def _job(arguments: ScoreArguments) -> tuple[Job, dict[str, Any]]:
+    """Choose engine and threads once, for all workers; and say what decides the results."""
+    from transformers import AutoConfig
+
+    import modeling_lrkd  # noqa: F401  registers the lrkd configuration
+    from recipes.serve.plan import FILES, plan_for
+    from recipes.serve.scorer import usable_cores
+
+    folder = Path(arguments.model).resolve()
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{arguments.model}: no config.json there. Pass the folder of a student or of its export.")
+    config = AutoConfig.from_pretrained(folder)
+    try:
+        gains = config.ranking_gains()
+    except (AttributeError, ValueError) as error:
+        raise UserError(f"{arguments.model}: {error}") from None
+    chosen = plan_for(folder, arguments.backend, arguments.precision)
+    cores = usable_cores()
+    threads = arguments.threads or max(1, cores // arguments.workers)
+    if arguments.address is None and arguments.workers * threads > cores:
+        print(
+            f"workers: {arguments.workers} of {threads} threads on {cores} cores; they take turns, more is not faster."
+        )
+    shared = {"model": str(folder)}
+    for name in ("input", "output"):  # workers run in other folders
+        value = to_dict(arguments)[name]
+        shared[name] = value if "://" in value else str(Path(value).resolve())
+    form = FILES.get(chosen.form)
+    settings = {
+        "model_sha256": weights_sha256(folder),
+        "form": chosen.form,
+        "form_sha256": None if form is None else sha256(folder / form),
+        "tokenizer_sha256": sha256(folder / "tokenizer.json"),
+        "labels": [config.id2label[index] for index in range(len(config.id2label))],
+        "label_gains": gains,
+        "temperature": config.temperature,
+        "tier_thresholds": config.tier_thresholds,
+        **{
+            name: to_dict(arguments)[name]
+            for name in ("query_column", "product_column", "partition_rows", "invalid", "max_length")
+        },
+    }
+    return Job(ScoreArguments(**{**to_dict(arguments), **shared}), chosen.backend, chosen.precision, threads), settings
+
+
+def _claim(target: Storage, settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the manifest of an output of these settings, written now if there is none."""
+    found = target.read_json(MANIFEST)
+    if found is None:
+        target.write(MANIFEST, json.dumps({**settings, "complete": False}, indent=2).encode())
+        return {**settings, "complete": False}
+    for name, value in settings.items():
+        if found.get(name) != value:
+            raise UserError(
+                f"{target.uri}: holds results with another {name}: {found.get(name)!r:.200}, not {value!r:.200}. "
+                "Choose another output folder, or delete that one."
+            )
+    return found
+
+
+def _here(job: Job, partitions: list[Partition]) -> Iterator[dict[str, Any]]:
+    worker = Worker(job)
+    for partition in partitions:
+        yield worker(asdict(partition))
+
+
+def _with_ray(job: Job, partitions: list[Partition]) -> Iterator[dict[str, Any]]:
+    """Score on Ray actors; one that dies is started again and its partition with it."""
+    import ray
+
+    from recipes.serve.scorer import usable_cores
+
+    workers = min(job.arguments.workers, len(partitions))
+    code = {"working_dir": str(Path(__file__).parents[2]), "excludes": ["runs", ".venv*", ".git"]}
+    address = job.arguments.address
+    ray.init(address=address, runtime_env=code if address else None, include_dashboard=False, log_to_driver=False)
+    try:
+        # More than there are would wait for ever.
+        cores = job.threads if address else min(job.threads, usable_cores() / workers)
+        yield from (
+            ray.data.from_items([asdict(partition) for partition in partitions], override_num_blocks=len(partitions))
+            .map(Worker, fn_constructor_args=(job,), concurrency=workers, num_cpus=cores)
+            .iter_rows()
+        )
+    finally:
+        ray.shutdown()
+
+
+def main() -> None:
+    """Run the verb."""
+    arguments = parse(ScoreArguments, __doc__)
+    manifest = score(arguments)
+    print(f"Scored {manifest['rows']:,} rows ({manifest['form']}): {arguments.output}, {manifest['partitions']} files.")
+    print("Next: read them with pandas.read_parquet or datasets.load_dataset('parquet', data_dir=...).")
+
+
+if __name__ == "__main__":
+    run(main)
