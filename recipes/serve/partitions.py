@@ -137,10 +137,12 @@ def find_inputs(storage: Storage, columns: Sequence[str], taken: Sequence[str]) 
                 footer, own = parquet.metadata, parquet.schema_arrow
         except (pa.ArrowInvalid, OSError) as error:
             raise UserError(f"{file.path}: not a readable parquet file ({error}).") from None
-        _check_schema(own, file.path, columns, taken)
-        if schema is not None and own.remove_metadata() != schema:
-            raise UserError(f"{file.path}: has other columns than {files[0].path}. Score them by themselves.")
-        schema = own.remove_metadata()
+        if footer.num_rows:  # without rows, pandas for one does not know the types of its columns
+            _check_schema(own, file.path, columns, taken)
+            own = own.remove_metadata()
+            if schema is not None and own != schema:
+                raise UserError(f"{file.path}: has other columns than the files before it. Score it by itself.")
+            schema = own
         local = isinstance(file_system, LocalFileSystem)
         described = json.dumps(footer.to_dict(), default=str, sort_keys=True).encode()
         digest = sha256(file.path) if local else hashlib.sha256(described).hexdigest()

@@ -148,11 +148,13 @@ def distill(arguments: DistillArguments) -> dict[str, Any]:
         "total_seconds": round(time.time() - started, 1),
         "autocast_bfloat16": trainer.args.bf16,
         "processes": trainer.args.world_size,
+        "distributed_type": trainer.accelerator.distributed_type.value,
         "environment": environment(),
         "log": trainer.state.log_history,
     }
+    state = trainer.accelerator.get_state_dict(trainer.model)  # all processes: each may hold but a part (FSDP)
     if trainer.is_world_process_zero():
-        save_student(model, trainer.processing_class, record, output, perspectives)
+        save_student(model, trainer.processing_class, record, output, perspectives, state_dict=state)
     trainer.accelerator.wait_for_everyone()
     return record
 

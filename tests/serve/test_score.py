@@ -74,7 +74,8 @@ def run(options, **changes):
 
 
 def read_all(folder):
-    return pd.concat([pd.read_parquet(path) for path in sorted(Path(folder).glob("*.parquet"))], ignore_index=True)
+    frames = [pd.read_parquet(path) for path in sorted(Path(folder).glob("*.parquet"))]
+    return pd.concat([frame for frame in frames if len(frame)], ignore_index=True)
 
 
 def command(options):

@@ -207,7 +207,7 @@ def test_two_processes_equal_one_with_twice_the_batch(options, workspace):
         text=True,
     )
     record = json.loads((workspace / "two" / "training.json").read_text())
-    assert record["processes"] == 2
+    assert (record["processes"], record["distributed_type"]) == (2, "MULTI_CPU")
     one = student(options)
     assert record["steps"] == one["steps"]
     assert_same_weights(weights(options["output"]), weights(workspace / "two"), atol=2e-5, rtol=1e-3)
