@@ -168,6 +168,9 @@ def test_the_tiny_recipes_run(tmp_path):
         "--rationales runs/tiny/all_rationales.parquet --output runs/tiny/all_rationales_embedded.parquet",
         "recipes.publish.package --config recipes/configs/tiny/dataset.yaml",
         "recipes.student.distill --config recipes/configs/tiny/student.yaml",
+        "recipes.student.distill --config recipes/configs/tiny/item_cached.yaml",
+        "recipes.serve.encode_products --model runs/tiny/item_cached --products runs/tiny/bazaar/test.parquet "
+        "--output runs/tiny/store",
         "recipes.evaluate.run --config recipes/configs/tiny/evaluate.yaml",
         "recipes.student.bench --config recipes/configs/tiny/bench.yaml",
     ):
@@ -178,6 +181,7 @@ def test_the_tiny_recipes_run(tmp_path):
     assert "lrkd-gat" in result.stdout
     for written in (
         "student/model.safetensors",
+        "store/store.json",
         "evaluation/metrics.json",
         "bench/comparison/plot.png",
         "teacher_evaluation/metrics.json",
