@@ -73,7 +73,7 @@ def throughput(arguments: ThroughputArguments) -> dict[str, Any]:
         peers["OpenVINO float32"] = openvino_peer(folder, threads, "f32")
         peers["OpenVINO bfloat16"] = openvino_peer(folder, threads, "bf16")
     print("Looking for each peer's best batch size", flush=True)
-    sizes = {name: fastest_batch_size(peer, pairs[:256]) for name, peer in peers.items()}
+    sizes = {name: fastest_batch_size(peer, pairs[:128]) for name, peer in peers.items()}
     found: dict[str, NDArray[np.float32]] = {}
     systems: dict[str, Callable[[], None]] = {}
 
