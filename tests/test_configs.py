@@ -10,6 +10,7 @@ import yaml
 from hub_cards.dataset import DatasetStatement
 from hub_cards.facts import Statement
 from recipes.arguments import build, read_yaml
+from recipes.bench.efficiency import EfficiencyArguments
 from recipes.data.bazaar import BazaarArguments
 from recipes.data.prepare import PrepareArguments
 from recipes.evaluate.run import RunArguments
@@ -30,6 +31,8 @@ from recipes.teacher.tiny import TinyArguments
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "recipes" / "configs"
 VERBS = {
+    "bench/efficiency_cpu.yaml": EfficiencyArguments,
+    "bench/efficiency_gpu.yaml": EfficiencyArguments,
     "data/bazaar.yaml": BazaarArguments,
     "data/esci.yaml": PrepareArguments,
     "data/esci_local.yaml": PrepareArguments,

@@ -271,8 +271,8 @@ def format_tables(content: dict[str, Any]) -> str:
                 }
             )
         share, peak = setting["share_of_matmul_peak"], setting["matmul_peak_flops_per_second"]
-        note = f"The plain forward reaches {100 * share:.0f} % of the matrix peak measured here, {peak / 1e12:.2f} TFLOP/s."
-        parts.append(f"{table(rows)}\n\n{note}")
+        note = f"The plain forward reaches {100 * share:.0f} % of the matrix peak measured here"
+        parts.append(f"{table(rows)}\n\n{note}, {peak / 1e12:.2f} TFLOP/s.")
     if "training" in content:
         rows = [
             {

@@ -38,7 +38,7 @@ class ItemCachedScorer:
     Args:
         model: The student that made the store: a folder or a name on the Hub.
         store: Folder of the store.
-        backend: Of the joint layers: `torch`, or `openvino` (extra `serve`), which is faster.
+        backend: Of the joint layers: `torch`, or `openvino` (extra `export`), which is faster.
         precision: Of the joint layers; bfloat16 pays on CPUs that multiply it.
         threads: CPU threads (None: as torch has them). OpenVINO runs a batch a thread.
 

@@ -14,6 +14,7 @@ of one; on a cluster its folder must be one that every machine sees.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from bisect import bisect_right
 from collections.abc import Iterator
@@ -152,6 +153,9 @@ def score(arguments: ScoreArguments) -> dict[str, Any]:
         value = to_dict(arguments)[name]
         if value is not None and value < 1:
             raise UserError(f"{name}: expected 1 or more, got {value}.")
+    on_ray = arguments.workers > 1 or arguments.address is not None
+    if on_ray and importlib.util.find_spec("ray") is None:
+        raise UserError("ray is not installed; several workers need it: pip install -e '.[ray]' -c constraints.txt")
     source, target = Storage(arguments.input), Storage(arguments.output)
     if source.open()[1] == target.open()[1]:
         raise UserError(f"output: is the input, {arguments.output}. Choose another folder.")
@@ -165,7 +169,7 @@ def score(arguments: ScoreArguments) -> dict[str, Any]:
         print(f"{len(done)} of {len(partitions)} partitions are there; going on with the others.")
     failed = []
     if missing:
-        work = _with_ray if arguments.workers > 1 or arguments.address else _here
+        work = _with_ray if on_ray else _here
         with tqdm(total=sum(p.stop - p.start for p in partitions), unit="row", desc="score") as bar:
             bar.update(sum(done.values()))
             for result in work(job, missing):

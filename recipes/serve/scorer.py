@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 CHARACTERS_PER_TOKEN = 100
 WINDOW = 8192  # pairs that are sorted together, at most
 FIRST_WINDOW = 512
+# Widths of batches: few of them, because an engine prepares its kernels anew for each, and none that is odd for
+# matrix units, which take 8-bit numbers by fours.
+ROUND_TO = 4
 
 
 class RowError(UserError):
@@ -91,7 +94,7 @@ class Scorer:
             does not multiply is replaced by one that it does, with a warning.
         threads: Cores to use; all that this process may by default.
         streams: Batches at a time; by default one a core, and one for torch.
-        tokens_per_batch: Most tokens a batch, padding included.
+        tokens_per_batch: Most tokens a batch, padding included. 1024 fit a core's cache; a GPU wants more.
         max_length: Tokens of query and product together; the longer of the two is cut first. By default the
             tokenizer's own, as far as the encoder goes.
 
@@ -111,13 +114,15 @@ class Scorer:
         precision: Literal["auto", "float32", "bfloat16", "int8"] = "auto",
         threads: int | None = None,
         streams: int | None = None,
-        tokens_per_batch: int = 2048,
+        tokens_per_batch: int = 1024,
         max_length: int | None = None,
     ) -> None:
         from transformers import AutoConfig, AutoTokenizer
+        from transformers.utils import logging
 
         import modeling_lrkd  # noqa: F401  registers the lrkd configuration
 
+        logging.disable_progress_bar()  # of loading weights
         folder = Path(folder)
         if not (folder / "config.json").is_file():
             raise UserError(f"{folder}: no config.json there. Pass the folder of a student or of its export.")
@@ -219,16 +224,16 @@ class Scorer:
             products.append(product[:longest])
         encoded = self.tokenizer(queries, products, truncation=True, max_length=self.max_length)
         lengths = [len(tokens) for tokens in encoded["input_ids"]]
-        # A request of a few pairs is shared out among the streams, too.
-        share = -(-sum(lengths) // self.streams)
-        budget = max(min(self.tokens_per_batch, share), *lengths)
+        widths = [min(-(-length // ROUND_TO) * ROUND_TO, self.max_length) for length in lengths]
+        # A request of a few pairs is shared out among the streams, too: twice as many batches even out their ends.
+        share = -(-sum(widths) // (2 * self.streams))
+        budget = max(min(self.tokens_per_batch, share), *widths)
         padding = {"input_ids": self.tokenizer.pad_token_id, "token_type_ids": 0, "attention_mask": 0}
         batches = []
-        for rows in token_batches(lengths, budget):
-            width = lengths[rows[0]]
+        for rows in token_batches(widths, budget):
             inputs = {}
             for name, values in encoded.items():
-                padded = np.full((len(rows), width), padding[name], dtype=np.int64)
+                padded = np.full((len(rows), widths[rows[0]]), padding[name], dtype=np.int64)
                 for place, row in enumerate(rows):
                     padded[place, : lengths[row]] = values[row]
                 inputs[name] = padded
