@@ -16,11 +16,10 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from recipes.arguments import UserError, parse, run, to_dict
 from recipes.record import environment, sha256, weights_sha256
@@ -30,15 +29,9 @@ from recipes.serve.partitions import (
     Storage,
     find_inputs,
     plan,
-    read_partition,
     rows_of,
-    write_partition,
 )
-
-if TYPE_CHECKING:
-    import pyarrow as pa
-
-ADDED = ("probabilities", "predicted_label", "score", "tier")
+from recipes.serve.score_worker import ADDED, Job, Worker
 
 
 @dataclass
@@ -60,84 +53,6 @@ class ScoreArguments:
     backend: Literal["auto", "torch", "onnx", "openvino"] = field(default="auto", metadata={"help": "Engine."})
     precision: Literal["auto", "float32", "bfloat16", "int8"] = field(default="auto", metadata={"help": "Of it."})
     max_length: int | None = field(default=None, metadata={"help": "Tokens of a pair (None: the model's)."})
-
-
-@dataclass(frozen=True)
-class Job:
-    """What a worker needs to score a partition."""
-
-    arguments: ScoreArguments
-    backend: str
-    precision: str
-    threads: int
-
-
-class Worker:
-    """Scores partition by partition; a failure comes back as text, so that one stops no other."""
-
-    def __init__(self, job: Job) -> None:
-        from transformers import AutoConfig
-
-        import modeling_lrkd  # noqa: F401  registers the lrkd configuration
-        from recipes.serve.scorer import Scorer
-
-        self.arguments = job.arguments
-        self.source, self.target = Storage(job.arguments.input), Storage(job.arguments.output)
-        self.scorer = Scorer(
-            job.arguments.model,
-            job.backend,  # type: ignore[arg-type]
-            precision=job.precision,  # type: ignore[arg-type]
-            threads=job.threads,
-            max_length=job.arguments.max_length,
-        )
-        config = AutoConfig.from_pretrained(job.arguments.model)
-        self.gains, self.thresholds = config.ranking_gains(), config.tier_thresholds
-
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Score one partition.
-
-        Args:
-            row: The fields of a `Partition`.
-
-        Returns:
-            `number`, `rows`, and `error`, empty where all went well.
-        """
-        partition = Partition(int(row["number"]), str(row["path"]), int(row["start"]), int(row["stop"]))
-        try:
-            table = self.add_results(read_partition(self.source, partition), partition)
-            write_partition(self.target, partition, table)
-        except UserError as error:
-            return {"number": partition.number, "rows": 0, "error": f"{partition.path}: {error}"}
-        return {"number": partition.number, "rows": len(table), "error": ""}
-
-    def add_results(self, table: pa.Table, partition: Partition) -> pa.Table:
-        """Return the rows of a partition with what is scored of them."""
-        import pyarrow as pa
-
-        texts = [
-            table.column(name).to_pylist() for name in (self.arguments.query_column, self.arguments.product_column)
-        ]
-        valid = [all(text is not None and text.strip() for text in pair) for pair in zip(*texts, strict=True)]
-        if not all(valid) and self.arguments.invalid == "refuse":
-            row = partition.start + valid.index(False)
-            raise UserError(f"row {row}: null or blank text. Correct it, or pass --invalid null.")
-        pairs = [pair for pair, usable in zip(zip(*texts, strict=True), valid, strict=True) if usable]
-        results = self.scorer.score(pairs)
-        columns: dict[str, list[Any]] = {name: [] for name in ADDED}
-        for usable in valid:
-            probabilities = next(results) if usable else None
-            score = None if probabilities is None else float(probabilities.astype("float64") @ self.gains)
-            columns["probabilities"].append(probabilities)
-            columns["predicted_label"].append(
-                None if probabilities is None else self.scorer.labels[int(probabilities.argmax())]
-            )
-            columns["score"].append(score)
-            tiered = score is not None and self.thresholds is not None
-            columns["tier"].append(bisect_right(self.thresholds, score) if tiered else None)
-        kinds = (pa.list_(pa.float32()), pa.string(), pa.float64(), pa.int8())
-        for (name, values), kind in zip(columns.items(), kinds, strict=True):
-            table = table.append_column(name, pa.array(values, kind))
-        return table
 
 
 def score(arguments: ScoreArguments) -> dict[str, Any]:
@@ -169,10 +84,9 @@ def score(arguments: ScoreArguments) -> dict[str, Any]:
         print(f"{len(done)} of {len(partitions)} partitions are there; going on with the others.")
     failed = []
     if missing:
-        work = _with_ray if on_ray else _here
         with tqdm(total=sum(p.stop - p.start for p in partitions), unit="row", desc="score") as bar:
             bar.update(sum(done.values()))
-            for result in work(job, missing):
+            for result in _with_ray(job, missing, arguments) if on_ray else _here(job, missing):
                 bar.update(result["rows"])
                 if result["error"]:
                     failed.append(result)
@@ -213,10 +127,19 @@ def _job(arguments: ScoreArguments) -> tuple[Job, dict[str, Any]]:
         print(
             f"workers: {arguments.workers} of {threads} threads on {cores} cores; they take turns, more is not faster."
         )
-    shared = {"model": str(folder)}
-    for name in ("input", "output"):  # workers run in other folders
-        value = to_dict(arguments)[name]
-        shared[name] = value if "://" in value else str(Path(value).resolve())
+    # Workers run in other folders.
+    ends = [value if "://" in value else str(Path(value).resolve()) for value in (arguments.input, arguments.output)]
+    job = Job(
+        str(folder),
+        *ends,
+        query_column=arguments.query_column,
+        product_column=arguments.product_column,
+        keep_invalid=arguments.invalid == "null",
+        backend=chosen.backend,
+        precision=chosen.precision,
+        threads=threads,
+        max_length=arguments.max_length,
+    )
     form = FILES.get(chosen.form)
     settings = {
         "model_sha256": weights_sha256(folder),
@@ -232,7 +155,7 @@ def _job(arguments: ScoreArguments) -> tuple[Job, dict[str, Any]]:
             for name in ("query_column", "product_column", "partition_rows", "invalid", "max_length")
         },
     }
-    return Job(ScoreArguments(**{**to_dict(arguments), **shared}), chosen.backend, chosen.precision, threads), settings
+    return job, settings
 
 
 def _claim(target: Storage, settings: dict[str, Any]) -> dict[str, Any]:
@@ -256,15 +179,15 @@ def _here(job: Job, partitions: list[Partition]) -> Iterator[dict[str, Any]]:
         yield worker(asdict(partition))
 
 
-def _with_ray(job: Job, partitions: list[Partition]) -> Iterator[dict[str, Any]]:
+def _with_ray(job: Job, partitions: list[Partition], arguments: ScoreArguments) -> Iterator[dict[str, Any]]:
     """Score on Ray actors; one that dies is started again and its partition with it."""
     import ray
 
     from recipes.serve.scorer import usable_cores
 
-    workers = min(job.arguments.workers, len(partitions))
+    workers = min(arguments.workers, len(partitions))
     code = {"working_dir": str(Path(__file__).parents[2]), "excludes": ["runs", ".venv*", ".git"]}
-    address = job.arguments.address
+    address = arguments.address
     ray.init(address=address, runtime_env=code if address else None, include_dashboard=False, log_to_driver=False)
     try:
         # More than there are would wait for ever.

@@ -167,7 +167,7 @@ def test_a_ray_job_that_loses_a_worker_ends_as_if_it_had_not(student, tmp_path):
 
 
 def test_more_workers_than_cores_are_told(options, capsys, monkeypatch):
-    monkeypatch.setattr("recipes.serve.score._with_ray", lambda job, partitions: iter([]))
+    monkeypatch.setattr("recipes.serve.score._with_ray", lambda *_: iter([]))
     with pytest.raises(UserError, match="rows are missing"):
         run(options, workers=4000)
     assert "workers: 4000 of 1 threads on" in capsys.readouterr().out
