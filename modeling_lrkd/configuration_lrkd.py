@@ -7,6 +7,8 @@ from typing import Any
 from torch import Tensor
 from transformers import AutoConfig, BertConfig, PretrainedConfig
 
+from .separation_lrkd import check_separable
+
 EXTRACTOR_TYPES = ("mlp", "poly", "gat", "none", "cls")
 POOLINGS = ("pooler", "cls", "mean")
 FUSES = ("raw", "projected")
@@ -63,6 +65,9 @@ class LRKDConfig(PretrainedConfig):
             sigmoid is the expected gain. (Gains that leave [0, 1] are first scaled into it.) Classes, weights and
             losses stay as they are, so any checkpoint loads either way: `CrossEncoder(folder,
             trust_remote_code=True, config_kwargs={"ranking_view": True}).rank(query, titles)`.
+        separate_layers: k: the first k layers of the encoder read query and product apart, each with positions of
+            its own, so that products can be encoded before there is a query; the others read them together. 0: the
+            encoder as it is. Encoders of the BERT family only (BERT, RoBERTa, XLM-R).
         kwargs: As in `PretrainedConfig`; `id2label` or `num_labels` set the classes.
 
     Raises:
@@ -117,6 +122,7 @@ class LRKDConfig(PretrainedConfig):
         tier_thresholds: list[float] | None = None,
         ranking_view: bool = False,
         perspectives: list[str] | None = None,
+        separate_layers: int = 0,
         **kwargs: Any,
     ) -> None:
         if encoder_config is None:
@@ -151,6 +157,8 @@ class LRKDConfig(PretrainedConfig):
         self.class_scales = class_scales
         self.class_biases = class_biases
         self.tier_thresholds = tier_thresholds
+        check_separable(encoder_config, separate_layers)
+        self.separate_layers = separate_layers
         if not __name__.startswith("transformers_modules."):
             # Not remote code but an installed package, which registers the task itself: `pipeline` need not fetch it.
             kwargs.pop("custom_pipelines", None)

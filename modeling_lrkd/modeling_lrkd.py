@@ -23,6 +23,7 @@ from .extractors_lrkd import (
     mean_weights,
     weighted_sum,
 )
+from .separation_lrkd import as_encoder_output, read_apart, read_together, segments_of
 
 if TYPE_CHECKING:
     # Nothing here needs it, but transformers finds the files that belong together by their import lines: with this
@@ -243,22 +244,63 @@ class LRKDModel(LRKDPreTrainedModel):
         if not _is_tracing() and not bool(mask.any(dim=1).all()):
             row = int((~mask.any(dim=1)).nonzero()[0])
             raise ValueError(f"attention_mask: row {row} has no valid token; every row needs at least one.")
+        options |= {"input_ids": input_ids, "inputs_embeds": inputs_embeds}
+        if self.config.separate_layers > 0:
+            return self._features(self._encode_apart(mask=mask, **options), mask)
         if "token_type_ids" not in self._encoder_arguments:
             options["token_type_ids"] = None
-        options |= {"input_ids": input_ids, "attention_mask": attention_mask, "inputs_embeds": inputs_embeds}
-        encoded = self.encoder(**{name: value for name, value in options.items() if value is not None})
+        options["attention_mask"] = attention_mask
+        return self._features(self.encoder(**{name: v for name, v in options.items() if v is not None}), mask)
+
+    def _encode_apart(
+        self,
+        input_ids: Tensor | None,
+        inputs_embeds: Tensor | None,
+        mask: Tensor,
+        token_type_ids: Tensor | None,
+        position_ids: Tensor | None,
+        output_attentions: bool | None,
+        output_hidden_states: bool | None,
+    ) -> Any:
+        """Encode with `separate_layers`: what the encoder would return."""
+        if output_attentions:
+            raise ValueError("output_attentions: not returned with separate_layers; leave it out.")
+        segments = segments_of(self.config.encoder_config, input_ids, token_type_ids)
+        k = self.config.separate_layers
+        lower = read_apart(self.encoder, k, segments, mask, input_ids, inputs_embeds, position_ids)
+        upper = read_together(self.encoder, k, lower[-1], mask)
+        output = as_encoder_output(self.encoder, (*lower, *upper[1:]))
+        if not output_hidden_states:
+            output.hidden_states = None
+        return output
+
+    def encode_segment(self, input_ids: Tensor, attention_mask: Tensor, segment: int) -> Tensor:
+        """Run the layers that read apart over queries or products alone.
+
+        Args:
+            input_ids: `[CLS] query [SEP]`, or what follows it, e.g. `product [SEP]`; `(batch, length)`.
+            attention_mask: 1 for tokens, 0 for padding, `(batch, length)`.
+            segment: 0: these are queries; 1: products.
+
+        Returns:
+            Token vectors after `config.separate_layers` layers, `(batch, length, hidden)`; at 0 their embeddings.
+        """
+        segments = torch.full_like(input_ids, segment)
+        return read_apart(self.encoder, self.config.separate_layers, segments, attention_mask.bool(), input_ids)[-1]
+
+    def _features(self, encoded: Any, mask: Tensor) -> LRKDModelOutput:
         hidden_states = encoded.last_hidden_state  # (batch, length, hidden)
-        pooled = self._pool(encoded, mask)  # (batch, hidden)
+        h_cls = self._pool(encoded, mask)  # (batch, hidden)
         latents = weights = None
         if self.perspective_gate is None or self.extractor is None:
-            latent = self._extract(hidden_states, mask, pooled)  # (batch, latent)
+            latent = self._extract(hidden_states, mask, h_cls)  # (batch, latent)
         else:
             latents = self.extractor(hidden_states, mask)  # (batch, perspectives, latent)
-            weights = self.perspective_gate(pooled)  # (batch, perspectives)
+            weights = self.perspective_gate(h_cls)  # (batch, perspectives)
             latent = weighted_sum(weights, latents)
         return LRKDModelOutput(
             last_hidden_state=hidden_states,
-            pooler_output=pooled,
+            pooler_output=h_cls,
             latent_reasoning=latent,
             projected_reasoning=None if self.reasoning_projection is None else self.reasoning_projection(latent),
             hidden_states=encoded.get("hidden_states"),
@@ -416,6 +458,23 @@ class LRKDForSequenceClassification(LRKDModel):
             perspective_weights=features.perspective_weights,
         )
         return output.to_tuple() if return_dict is False else output
+
+    def classify_together(self, hidden_states: Tensor, attention_mask: Tensor) -> Tensor:
+        """Classify pairs from what `encode_segment` returned of query and product: the layers that read together.
+
+        Args:
+            hidden_states: The query's token vectors and then the product's, `(batch, length, hidden)`.
+            attention_mask: 1 for tokens, 0 for padding, `(batch, length)`.
+
+        Returns:
+            What `forward` would return as logits for the pairs, `(batch, labels)`.
+        """
+        mask = attention_mask.bool()
+        states = read_together(self.encoder, self.config.separate_layers, hidden_states, mask)
+        logits: Tensor = self.classifier(
+            self.dropout(self._fuse(self._features(as_encoder_output(self.encoder, states), mask)))
+        )
+        return self._ranking_logits(logits) if self.config.ranking_view else logits
 
     def _ranking_logits(self, logits: Tensor) -> Tensor:
         """Log-odds of the expected gain, log(Σ P·g / Σ P·(1 - g)), `(batch, labels)` to `(batch, 1)`.

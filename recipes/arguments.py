@@ -204,7 +204,7 @@ def run(main: Any) -> None:
             raise  # ours to mend
         spec = sys.modules["__main__"].__spec__  # python -m recipes.<stage>.<verb>
         stage = spec.name.split(".")[1] if spec is not None and spec.name.count(".") > 1 else "train"
-        extra = stage if stage in ("teacher", "serve", "publish") else "train"
+        extra = {"bench": "export"}.get(stage, stage if stage in ("teacher", "serve", "publish") else "train")
         print(
             f"error: {error.name} is not installed. This step needs the extra '{extra}': "
             f"pip install -e '.[{extra}]' -c constraints.txt",

@@ -10,6 +10,7 @@ import yaml
 from hub_cards.dataset import DatasetStatement
 from hub_cards.facts import Statement
 from recipes.arguments import build, read_yaml
+from recipes.bench.efficiency import EfficiencyArguments
 from recipes.data.bazaar import BazaarArguments
 from recipes.data.prepare import PrepareArguments
 from recipes.evaluate.run import RunArguments
@@ -32,6 +33,8 @@ from recipes.teacher.tiny import TinyArguments
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "recipes" / "configs"
 VERBS = {
+    "bench/efficiency_cpu.yaml": EfficiencyArguments,
+    "bench/efficiency_gpu.yaml": EfficiencyArguments,
     "data/bazaar.yaml": BazaarArguments,
     "data/esci.yaml": PrepareArguments,
     "data/esci_local.yaml": PrepareArguments,
@@ -49,6 +52,8 @@ VERBS = {
     "student/esci_bench.yaml": BenchArguments,
     "student/esci_matrix.yaml": BenchArguments,
     "student/esci_guidance.yaml": BenchArguments,
+    "student/esci_item_cached.yaml": DistillArguments,
+    "student/esci_item_cached_bench.yaml": BenchArguments,
     "student/esci_minilm.yaml": DistillArguments,
     "student/esci_perspectives.yaml": DistillArguments,
     "student/esci_tune.yaml": BenchArguments,
@@ -113,6 +118,7 @@ VERBS = {
     "tiny/evaluate.yaml": RunArguments,
     "tiny/matrix.yaml": BenchArguments,
     "tiny/probe.yaml": ProbeArguments,
+    "tiny/item_cached.yaml": DistillArguments,
     "tiny/rationales.yaml": BuildArguments,
     "tiny/ensemble_member.yaml": DistillArguments,
     "tiny/rival_ced_kd.yaml": DistillArguments,
@@ -206,6 +212,9 @@ def test_the_tiny_recipes_run(tmp_path):
         "recipes.student.distill --config recipes/configs/tiny/student_perspectives.yaml",
         "recipes.rationales.targets --config recipes/configs/tiny/targets.yaml",
         "recipes.rationales.probe --config recipes/configs/tiny/probe.yaml",
+        "recipes.student.distill --config recipes/configs/tiny/item_cached.yaml",
+        "recipes.serve.encode_products --model runs/tiny/item_cached --products runs/tiny/bazaar/test.parquet "
+        "--output runs/tiny/store",
         "recipes.evaluate.run --config recipes/configs/tiny/evaluate.yaml",
         "recipes.student.bench --config recipes/configs/tiny/bench.yaml",
     ):
@@ -223,6 +232,7 @@ def test_the_tiny_recipes_run(tmp_path):
         "student/model.safetensors",
         "student_perspectives/training.json",
         "probe/probe.png",
+        "store/store.json",
         "evaluation/metrics.json",
         "bench/comparison/plot.png",
         "teacher_evaluation/metrics.json",

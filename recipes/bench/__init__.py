@@ -1,1 +1,1 @@
-"""What it costs: time, memory and size, measured."""
+"""Measurements of speed, each a ratio of things run side by side; `make bench` runs them all."""

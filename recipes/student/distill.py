@@ -64,6 +64,9 @@ class DistillArguments:
     pooling: Literal["pooler", "cls", "mean"] = field(default="pooler", metadata={"help": "What h_cls is."})
     fuse: Literal["raw", "projected"] = field(default="raw", metadata={"help": "What joins h_cls for the classifier."})
     reasoning_dim: int | None = field(default=None, metadata={"help": "Size of the embeddings (read from them)."})
+    separate_layers: int = field(
+        default=0, metadata={"help": "Layers that read query and product apart, so that products can be stored."}
+    )
     guidance_weight: float = field(default=0.1, metadata={"help": "λ of eq. 9; 0 switches the guidance off."})
     guidance_loss: Literal["mse", "cosine", "infonce"] = field(default="mse", metadata={"help": "Eq. 8 is mse."})
     guidance_reduction: Literal["sum", "mean"] = field(default="sum", metadata={"help": "Over dimensions; eq. 8: sum."})
@@ -193,11 +196,13 @@ def distill(arguments: DistillArguments) -> dict[str, Any]:
         "total_seconds": round(time.time() - started, 1),
         "autocast_bfloat16": trainer.args.bf16,
         "processes": trainer.args.world_size,
+        "distributed_type": trainer.accelerator.distributed_type.value,
         "environment": environment(),
         "log": trainer.state.log_history,
     }
+    state = trainer.accelerator.get_state_dict(trainer.model)  # all processes: each may hold but a part (FSDP)
     if trainer.is_world_process_zero():
-        save_student(model, trainer.processing_class, record, output, perspectives)
+        save_student(model, trainer.processing_class, record, output, perspectives, state_dict=state)
     trainer.accelerator.wait_for_everyone()
     return record
 
@@ -225,7 +230,15 @@ def check_options(arguments: DistillArguments) -> None:
         value = getattr(arguments, name)
         if not (value is None and name in optional) and value <= 0:
             raise UserError(f"{name}: expected more than 0, got {value}.")
-    for name in ("guidance_weight", "weight_decay", "warmup_ratio", "rival_weight", "rival_score_weight"):
+    nonnegative = (
+        "guidance_weight",
+        "weight_decay",
+        "warmup_ratio",
+        "rival_weight",
+        "rival_score_weight",
+        "separate_layers",
+    )
+    for name in nonnegative:
         if getattr(arguments, name) < 0:
             raise UserError(f"{name}: expected 0 or more, got {getattr(arguments, name)}.")
     for name in ("classifier_dropout", "encoder_dropout"):
@@ -371,6 +384,7 @@ def _build_trainer(
             extractor_dim=arguments.extractor_dim,
             pooling=arguments.pooling,
             fuse=arguments.fuse,
+            separate_layers=arguments.separate_layers,
             reasoning_dim=arguments.reasoning_dim or size,
             guidance_weight=arguments.guidance_weight,
             guidance_loss=arguments.guidance_loss,

@@ -330,6 +330,7 @@ def test_saved_and_loaded_it_is_the_same_model(family, extractor_type, tmp_path)
         "model.safetensors",
         "modeling_lrkd.py",
         "pipeline_lrkd.py",
+        "separation_lrkd.py",
     ]
     loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path)
     assert type(loaded) is LRKDForSequenceClassification

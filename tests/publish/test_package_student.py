@@ -24,6 +24,7 @@ EXPECTED = {
     "metrics.json",
     "model.safetensors",
     "modeling_lrkd.py",
+    "separation_lrkd.py",
     "tokenizer.json",
     "tokenizer_config.json",
 }

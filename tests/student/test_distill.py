@@ -246,7 +246,7 @@ def test_two_processes_equal_one_with_twice_the_batch(options, workspace):
         text=True,
     )
     record = json.loads((workspace / "two" / "training.json").read_text())
-    assert record["processes"] == 2
+    assert (record["processes"], record["distributed_type"]) == (2, "MULTI_CPU")
     one = student(options)
     assert record["steps"] == one["steps"]
     assert_same_weights(weights(options["output"]), weights(workspace / "two"), atol=2e-5, rtol=1e-3)
@@ -397,3 +397,23 @@ def test_perturbed_training_pairs_keep_their_guidance_and_none_changes_nothing(o
                                                           weights(f"{folder}-perturbed").values()))  # fmt: skip
     with pytest.raises(UserError, match="share from 0 to 1"):
         student({**options, "output": f"{folder}-wrong"}, augment=2.0)
+
+
+def test_a_student_whose_products_can_be_stored(options):
+    record = student(options, epochs=1, separate_layers=1)
+    assert record["arguments"]["separate_layers"] == 1
+    model = AutoModelForSequenceClassification.from_pretrained(options["output"])
+    assert model.config.separate_layers == 1
+    with pytest.raises(UserError, match="holds a student with separate_layers = 1, not 0"):
+        student(options, epochs=1)
+
+
+def test_a_student_from_before_there_were_such_is_one_that_reads_all_together(options):
+    student(options, epochs=1)
+    path = Path(options["output"], "training.json")
+    old = json.loads(path.read_text())
+    del old["arguments"]["separate_layers"]
+    path.write_text(json.dumps(old))
+    assert student(options, epochs=1) == old
+    with pytest.raises(UserError, match="holds a student with separate_layers = 0, not 2"):
+        student(options, epochs=1, separate_layers=2)

@@ -1,0 +1,142 @@
+"""Lower layers that read query and product apart, upper layers that read them together.
+
+After PreTTR (MacAvaney et al., SIGIR 2020) and DeFormer (Cao et al., ACL 2020): until layer k no token sees one of the
+other text, so a product's vectors after layer k do not depend on the query and can be made once, before there is one.
+The query's text is `[CLS] query [SEP]`, the product's what follows.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+# Encoders of one plan: `embeddings`, `encoder.layer`, absolute positions, full attention in every layer.
+SEPARABLE = ("bert", "roberta", "xlm-roberta")
+
+
+def check_separable(encoder_config: Any, separate_layers: int) -> None:
+    """Check that the first `separate_layers` layers of such an encoder can read query and product apart.
+
+    Raises:
+        ValueError: The encoder is of another family, or has fewer layers.
+    """
+    if isinstance(separate_layers, bool) or not isinstance(separate_layers, int) or separate_layers < 0:
+        raise ValueError(f"separate_layers: expected a whole number, 0 or more, got {separate_layers!r}.")
+    if separate_layers == 0:
+        return
+    if encoder_config.model_type not in SEPARABLE:
+        raise ValueError(
+            f"separate_layers: expected 0 for an encoder of the family {encoder_config.model_type!r}, got "
+            f"{separate_layers}; it is supported for {', '.join(SEPARABLE)}."
+        )
+    if getattr(encoder_config, "position_embedding_type", "absolute") != "absolute":  # an option of transformers 4
+        raise ValueError("separate_layers: expected an encoder with absolute positions; this one's are relative.")
+    if separate_layers > encoder_config.num_hidden_layers:
+        raise ValueError(
+            f"separate_layers: the encoder has {encoder_config.num_hidden_layers} layers, got {separate_layers}."
+        )
+
+
+def segments_of(encoder_config: Any, input_ids: Tensor | None, token_type_ids: Tensor | None) -> Tensor:
+    """Tell query from product: 0 or 1 for each token, `(batch, length)`.
+
+    By the token types where the encoder knows two of them; else the query ends with the first separator.
+
+    Raises:
+        ValueError: There is nothing to tell them by.
+    """
+    if token_type_ids is not None and encoder_config.type_vocab_size > 1:
+        return token_type_ids
+    separator = encoder_config.eos_token_id
+    if input_ids is None or separator is None:
+        raise ValueError(
+            "separate_layers: query and product are told apart by token_type_ids, or by the separator in input_ids "
+            f"for encoders that have an eos_token_id. Pass {'input_ids' if separator else 'token_type_ids'}."
+        )
+    is_separator = input_ids == separator
+    return ((is_separator.cumsum(dim=1) - is_separator.long()) > 0).long()
+
+
+def read_apart(
+    encoder: Any,
+    layers: int,
+    segments: Tensor,
+    mask: Tensor,
+    input_ids: Tensor | None = None,
+    inputs_embeds: Tensor | None = None,
+    position_ids: Tensor | None = None,
+) -> tuple[Tensor, ...]:
+    """Embed tokens, and let the first `layers` layers read each segment by itself.
+
+    Args:
+        encoder: A model of one of the families `SEPARABLE`.
+        layers: k.
+        segments: 0 for the query's tokens, 1 for the product's, `(batch, length)`. A row may hold one of them only.
+        mask: True for tokens, False for padding, wherever it stands, `(batch, length)`.
+        input_ids: Token ids, `(batch, length)`.
+        inputs_embeds: Or token embeddings, `(batch, length, hidden)`.
+        position_ids: By default each segment counts its own tokens from the first position.
+
+    Returns:
+        The embeddings and each layer's output, `(batch, length, hidden)` each: k + 1 of them.
+    """
+    if position_ids is None:
+        of_query, of_product = mask & (segments == 0), mask & (segments == 1)
+        positions = torch.where(segments == 0, of_query.cumsum(dim=1), of_product.cumsum(dim=1)) - 1
+        first = 0 if encoder.config.model_type == "bert" else encoder.config.pad_token_id + 1
+        position_ids = positions.clamp(min=0) + first
+    states = encoder.embeddings(
+        input_ids=input_ids,
+        token_type_ids=segments if encoder.config.type_vocab_size > 1 else torch.zeros_like(segments),
+        position_ids=position_ids,
+        inputs_embeds=inputs_embeds,
+    )
+    same = segments.unsqueeze(2) == segments.unsqueeze(1)  # (batch, from, to)
+    # What padding reads does not matter, but it has to read something: nothing gives NaN.
+    allowed = mask.unsqueeze(1) & (same | ~mask.unsqueeze(2))
+    return _through(encoder, slice(0, layers), states, allowed.unsqueeze(1))
+
+
+def read_together(encoder: Any, layers: int, hidden_states: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
+    """Let the layers above the first `layers` read query and product together.
+
+    Args:
+        encoder: As in `read_apart`.
+        layers: k.
+        hidden_states: The last result of `read_apart`, `(batch, length, hidden)`; the tokens in any order.
+        mask: `(batch, length)`.
+
+    Returns:
+        `hidden_states` and each layer's output, `(batch, length, hidden)` each.
+    """
+    return _through(encoder, slice(layers, None), hidden_states, mask[:, None, None, :])
+
+
+def as_encoder_output(encoder: Any, states: tuple[Tensor, ...]) -> BaseModelOutputWithPooling:
+    """Return what the encoder itself would, from the outputs of its layers."""
+    last = states[-1]
+    pooler = None if encoder.pooler is None else encoder.pooler(last)
+    return BaseModelOutputWithPooling(last_hidden_state=last, pooler_output=pooler, hidden_states=states)
+
+
+def _through(encoder: Any, which: slice, hidden_states: Tensor, allowed: Tensor) -> tuple[Tensor, ...]:
+    """Run some of the layers under a mask `(batch, 1, length or 1, length)`, True where a token may look."""
+    implementation = encoder.config._attn_implementation
+    if implementation == "sdpa":
+        attention_mask = allowed
+    elif implementation == "eager":
+        closed = torch.finfo(hidden_states.dtype).min
+        attention_mask = torch.zeros_like(allowed, dtype=hidden_states.dtype).masked_fill(~allowed, closed)
+    else:
+        raise ValueError(
+            f"separate_layers: expected attn_implementation 'sdpa' or 'eager', got {implementation!r}, which takes "
+            "no mask of its own for each token."
+        )
+    states = [hidden_states]
+    for layer in encoder.encoder.layer[which]:
+        output = layer(states[-1], attention_mask)
+        states.append(output if isinstance(output, Tensor) else output[0])  # transformers 4 returns a tuple
+    return tuple(states)

@@ -1,0 +1,301 @@
+"""Table 2 on this machine: what a latent reasoning extractor costs over the plain cross-encoder.
+
+    python -m recipes.bench.efficiency --config recipes/configs/bench/efficiency_cpu.yaml
+    python -m recipes.bench.efficiency --config recipes/configs/bench/efficiency_gpu.yaml
+    python -m recipes.bench.efficiency --size tiny --pairs 4 --length 16 --rounds 2 --output runs/tiny/results
+
+Weights are random: the time does not depend on them. Extractors are timed in pooled form and in the literal form of
+the equations (`mlp, literal`), all on one encoder, in rounds. Overheads are the median of the rounds' ratios, with its
+95 % interval. `extractor alone` times nothing but the extractor, on given token vectors, against the same rounds'
+plain forward: where it is a hundredth of that, the noise of two whole forwards hides it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from recipes.arguments import UserError, command_line, parse, run, to_dict
+from recipes.bench.measure import (
+    RESULTS,
+    facts,
+    interleave,
+    paired_ratio,
+    peak_memory,
+    percentiles,
+    show_overhead,
+    table,
+    write_results,
+)
+from recipes.schemas import make_folder
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+SIZES = {
+    # bert-base-multilingual-uncased
+    "mbert": {"vocab_size": 105879},
+    "minilm": {"hidden_size": 384, "num_hidden_layers": 6, "intermediate_size": 1536},
+    "tiny": {"vocab_size": 99, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2},
+}
+KINDS = ("mlp", "poly", "gat")
+
+
+@dataclass
+class EfficiencyArguments:
+    """Options of the efficiency bench."""
+
+    output: str = field(default=RESULTS, metadata={"help": "Folder of efficiency.json and efficiency.md."})
+    name: str = field(default="efficiency", metadata={"help": "Of the files."})
+    size: Literal["mbert", "minilm", "tiny"] = field(default="mbert", metadata={"help": "Of the encoder."})
+    pairs: int = field(default=100, metadata={"help": "Pairs a batch (the paper: 100)."})
+    length: int = field(default=128, metadata={"help": "Tokens a pair (the paper: 128)."})
+    rounds: int = field(default=5, metadata={"help": "Rounds; every variant is timed once in each."})
+    settings: list[str] = field(
+        default_factory=lambda: ["sdpa-float32", "sdpa-bfloat16"],
+        metadata={"help": "Attention, precision, and whether compiled: eager-float32, sdpa-bfloat16-compiled..."},
+    )
+    literal: bool = field(default=True, metadata={"help": "The literal forms, too."})
+    training_pairs: int = field(default=8, metadata={"help": "Pairs of a training step; 0 times none."})
+
+
+def efficiency(arguments: EfficiencyArguments) -> dict[str, Any]:
+    """Measure every setting; return what efficiency.json holds.
+
+    Raises:
+        UserError: A setting is unknown or a number below 1.
+    """
+    import torch
+
+    settings = [read_setting(setting) for setting in arguments.settings]
+    for name in ("pairs", "length", "rounds"):
+        if getattr(arguments, name) < 1:
+            raise UserError(f"--{name} {getattr(arguments, name)}: expected at least 1.")
+    make_folder(arguments.output)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    models, parameters = build_models(arguments.size, device, arguments.literal)
+    config = models["plain"].config.encoder_config
+    ids = torch.randint(5, config.vocab_size, (arguments.pairs, arguments.length), device=device)
+    flops = forward_flops(config, arguments.pairs, arguments.length)
+    content: dict[str, Any] = {
+        "command": command_line("recipes.bench.efficiency", arguments),
+        "facts": facts(to_dict(arguments)),
+        "parameters": parameters,
+        "forward_flops": flops,
+        "settings": {},
+    }
+    for attention, precision, compiled in settings:
+        name = "-".join([attention, precision] + ["compiled"] * compiled)
+        for model in models.values():
+            model.set_attn_implementation(attention)
+            model.to(getattr(torch, precision)).eval()
+        content["settings"][name] = measure_setting(models, ids, compiled, arguments.rounds, flops, name)
+    if arguments.training_pairs:
+        content["training"] = measure_training(models, ids[: arguments.training_pairs], arguments.rounds)
+    return content
+
+
+def read_setting(setting: str) -> tuple[str, str, bool]:
+    """Read `sdpa-bfloat16-compiled`."""
+    parts = setting.split("-")
+    known = parts[0] in ("eager", "sdpa") and parts[1:2] in (["float32"], ["bfloat16"])
+    if not known or parts[2:] not in ([], ["compiled"]):
+        raise UserError(
+            f"--settings {setting}: expected eager or sdpa, float32 or bfloat16, e.g. sdpa-bfloat16-compiled."
+        )
+    return parts[0], parts[1], len(parts) == 3
+
+
+def build_models(size: str, device: torch.device, literal: bool) -> tuple[dict[str, Any], dict[str, int]]:
+    """Return models by variant, all on one encoder, and the parameters of each kind."""
+    import torch
+    from transformers import BertConfig
+
+    from modeling_lrkd import LRKDConfig, LRKDForSequenceClassification
+    from recipes.bench.literal import LiteralExtractor
+
+    torch.manual_seed(0)
+    # The paper's head: six classes, BGE-M3's 1024 numbers, so that Table 2's counts come out.
+    head = {"num_labels": 6, "reasoning_dim": 1024}
+    encoder = None
+    models: dict[str, Any] = {}
+    parameters = {}
+    for variant in ("plain", *KINDS):
+        kind = "none" if variant == "plain" else variant
+        config = LRKDConfig(encoder_config=BertConfig(**SIZES[size]), extractor_type=kind, **head)
+        if encoder is None:
+            model = LRKDForSequenceClassification(config)
+            encoder = model.encoder
+            parameters[variant] = model.num_parameters()
+        else:
+            with torch.device("meta"):
+                model = LRKDForSequenceClassification(config)
+            parameters[variant] = model.num_parameters()
+            model.encoder = encoder
+            for module in (model.extractor, model.reasoning_projection, model.classifier):
+                module.to_empty(device="cpu")
+                for parameter in module.parameters():
+                    torch.nn.init.normal_(parameter, std=0.02)
+        models[variant] = model.to(device)
+    for kind in KINDS if literal else ():
+        with torch.device("meta"):
+            model = LRKDForSequenceClassification(models[kind].config)
+        model.encoder, model.classifier = models[kind].encoder, models[kind].classifier
+        model.reasoning_projection = models[kind].reasoning_projection
+        model.extractor = LiteralExtractor(models[kind].extractor, kind)
+        models[f"{kind}, literal"] = model
+    return models, parameters
+
+
+def forward_flops(config: Any, pairs: int, length: int) -> float:
+    """Return the floating-point operations of the encoder's matrix products in one forward pass."""
+    hidden, inner = config.hidden_size, config.intermediate_size
+    token = 2 * (4 * hidden * hidden + 2 * hidden * inner) + 4 * length * hidden
+    return float(config.num_hidden_layers * token * pairs * length)
+
+
+def synchronised(function: Callable[[], Any]) -> Callable[[], None]:
+    """Wait for the GPU after `function`, so that its time is the work's."""
+    import torch
+
+    def call() -> None:
+        function()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+
+    return call
+
+
+def measure_setting(
+    models: dict[str, Any], ids: torch.Tensor, compiled: bool, rounds: int, flops: float, name: str
+) -> dict[str, Any]:
+    """Time all variants in one attention implementation and precision."""
+    import torch
+
+    # Graph replay on a GPU: nothing else hides the launches of 12 layers.
+    mode = "reduce-overhead" if ids.is_cuda else "default"
+    mask = torch.ones_like(ids)
+    forwards: dict[str, Callable[[], Any]] = {}
+    for variant, model in models.items():
+        call = torch.compile(model, mode=mode) if compiled else model
+        forwards[variant] = synchronised(lambda call=call: call(input_ids=ids, attention_mask=mask))
+    hidden = torch.randn(*ids.shape, models["plain"].config.hidden_size, device=ids.device, dtype=models["plain"].dtype)
+    alone = {
+        f"{variant} alone": synchronised(lambda extractor=model.extractor: extractor(hidden, mask))
+        for variant, model in models.items()
+        if model.extractor is not None
+    }
+    result: dict[str, Any] = {"variants": {}}
+    with torch.inference_mode():
+        seconds = interleave({**forwards, **({} if compiled else alone)}, rounds, name)
+        for variant, forward in forwards.items():
+            with peak_memory() as memory:
+                forward()
+            measured = {"milliseconds": percentiles([1000 * value for value in seconds[variant]]), **memory}
+            measured["over_plain"] = paired_ratio(seconds[variant], seconds["plain"])
+            if f"{variant} alone" in seconds:
+                share = paired_ratio(seconds[f"{variant} alone"], seconds["plain"])
+                measured["alone_over_plain"] = {key: 1 + value for key, value in share.items()}
+            result["variants"][variant] = measured
+        rate = flops / (result["variants"]["plain"]["milliseconds"]["p50"] / 1000)
+        peak = matmul_flops_per_second(models["plain"].dtype, ids.device)
+    return result | {"matmul_peak_flops_per_second": peak, "share_of_matmul_peak": rate / peak}
+
+
+def matmul_flops_per_second(dtype: torch.dtype, device: torch.device) -> float:
+    """Measure the best rate of a large square product, in this precision, here and now."""
+    import torch
+
+    size = 8192 if device.type == "cuda" else 1024
+    left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    times = interleave({"product": synchronised(lambda: left @ right)}, 20, "matrix peak")["product"]
+    return 2 * size**3 / min(times)
+
+
+def measure_training(models: dict[str, Any], ids: torch.Tensor, rounds: int) -> dict[str, Any]:
+    """Time a step of AdamW of plain BERT and of LRKD-GAT, guidance included, in bfloat16 autocast."""
+    import torch
+
+    def stepper(model: nn.Module, guided: bool) -> Callable[[], None]:
+        model.float().train()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6)
+        labels = torch.zeros(len(ids), dtype=torch.long, device=ids.device)
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
+        if guided:
+            inputs["cot_embeddings"] = torch.randn(len(ids), model.config.reasoning_dim, device=ids.device)
+
+        def step() -> None:
+            with torch.autocast(ids.device.type, torch.bfloat16):
+                loss = model(**inputs).loss
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+        return synchronised(step)
+
+    steps = {"plain": stepper(models["plain"], False), "gat": stepper(models["gat"], True)}
+    seconds = interleave(steps, rounds, "training step")
+    result = {}
+    for variant, step in steps.items():
+        with peak_memory() as memory:
+            step()
+        milliseconds = percentiles([1000 * value for value in seconds[variant]])
+        ratio = paired_ratio(seconds[variant], seconds["plain"])
+        result[variant] = {"milliseconds": milliseconds, "over_plain": ratio, **memory}
+    return result
+
+
+def format_tables(content: dict[str, Any]) -> str:
+    """Return the tables as Markdown."""
+    options, parts = content["facts"]["arguments"], []
+    megabytes = 2**20
+    for name, setting in content["settings"].items():
+        rows = []
+        for variant, values in setting["variants"].items():
+            kind = variant.split(",")[0]
+            time = values["milliseconds"]
+            rows.append(
+                {
+                    name: variant,
+                    "parameters": f"{content['parameters'][kind] / 1e6:.2f} M",
+                    "p50": f"{time['p50']:.1f} ms",
+                    "p95": f"{time['p95']:.1f} ms",
+                    "p99": f"{time['p99']:.1f} ms",
+                    "peak memory": f"{values['peak_bytes'] / megabytes:.0f} MiB",
+                    "over plain": "" if variant == "plain" else show_overhead(values["over_plain"]),
+                    "extractor alone": show_overhead(values["alone_over_plain"])
+                    if "alone_over_plain" in values
+                    else "",
+                }
+            )
+        share, peak = setting["share_of_matmul_peak"], setting["matmul_peak_flops_per_second"]
+        note = f"The plain forward reaches {100 * share:.0f} % of the matrix peak measured here"
+        parts.append(f"{table(rows)}\n\n{note}, {peak / 1e12:.2f} TFLOP/s.")
+    if "training" in content:
+        rows = [
+            {
+                "training step": variant,
+                "p50": f"{values['milliseconds']['p50']:.0f} ms",
+                "peak memory": f"{values['peak_bytes'] / megabytes:.0f} MiB",
+                "over plain": "" if variant == "plain" else show_overhead(values["over_plain"]),
+            }
+            for variant, values in content["training"].items()
+        ]
+        parts.append(
+            f"{options['training_pairs']} pairs, AdamW, bfloat16 autocast, guidance included.\n\n{table(rows)}"
+        )
+    return f"{options['pairs']} pairs of {options['length']} tokens, {options['size']}.\n\n" + "\n\n".join(parts)
+
+
+def main() -> None:
+    """Measure from the command line."""
+    arguments = parse(EfficiencyArguments, __doc__)
+    content = efficiency(arguments)
+    write_results(arguments.output, arguments.name, content, format_tables(content))
+    print("Next: python -m recipes.bench.throughput")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,200 @@
+"""What encoding products once buys: bytes a product, and the time of a query with 100, 1,000 and 5,000 candidates.
+
+    python -m recipes.bench.item_cache
+    python -m recipes.bench.item_cache --model runs/esci/item_cached --pairs runs/esci/pairs --labels esci
+
+Side by side, in turn, in one run: the student uncached through torch; a plain student through the scorer, as
+`recipes.serve.export` made it fastest; and the same queries against a store. A student that reads all together is
+given each k of `--separate_layers` for the occasion: speed does not depend on the weights. What k costs in accuracy is
+measured by recipes/configs/student/esci_item_cached_bench.yaml. Writes item_cache.json and item_cache.md.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from recipes.arguments import UserError, command_line, parse, run, to_dict
+from recipes.bench.measure import (
+    RESULTS,
+    facts,
+    interleave,
+    paired_ratio,
+    percentiles,
+    show_ratio,
+    table,
+    write_results,
+)
+from recipes.schemas import make_folder
+from recipes.serve.product_store import DTYPES
+
+if TYPE_CHECKING:
+    from recipes.serve.item_cached import ItemCachedScorer
+
+UNCACHED, PLAIN = "uncached, torch", "plain student, scorer"
+
+
+@dataclass
+class ItemCacheArguments:
+    """Options of the bench of stored products."""
+
+    output: str = field(default=RESULTS, metadata={"help": "Folder of item_cache.json and item_cache.md."})
+    work: str = field(default="runs/bench", metadata={"help": "Folder of the quick student, exports and stores."})
+    model: str | None = field(default=None, metadata={"help": "Folder of a student (None: a quick one)."})
+    pairs: str | None = field(default=None, metadata={"help": "Folder of pairs of its marketplace."})
+    labels: str = field(default="aliexpress6", metadata={"help": "Label schema of the pairs."})
+    separate_layers: list[int] = field(default_factory=lambda: [4, 5], metadata={"help": "k, for a plain student."})
+    candidates: list[int] = field(default_factory=lambda: [100, 1000, 5000], metadata={"help": "Products of a query."})
+    uncached_up_to: int = field(default=1000, metadata={"help": "Most candidates that torch is asked for uncached."})
+    threads: int | None = field(default=None, metadata={"help": "Cores (None: all)."})
+    rounds: int = field(default=5, metadata={"help": "Times that each system is asked, in turn."})
+
+
+def apart(student: Path, k: int, folder: Path) -> Path:
+    """Return a copy of a student whose first k layers read query and product apart."""
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(student, folder, ignore=shutil.ignore_patterns("onnx", "openvino", "checkpoints"))
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(json.dumps({**config, "separate_layers": k}), encoding="utf-8")
+    return folder
+
+
+def item_cache(arguments: ItemCacheArguments) -> dict[str, Any]:
+    """Measure; return what item_cache.json holds.
+
+    Raises:
+        UserError: An option or a file is not usable (see `recipes.bench.student.prepare`).
+    """
+    import numpy as np
+
+    from recipes.bench.student import prepare, timed_pairs
+    from recipes.serve.item_cached import ItemCachedScorer
+    from recipes.serve.scorer import Scorer, usable_cores
+
+    for name in ("candidates", "separate_layers"):
+        if not getattr(arguments, name) or min(getattr(arguments, name)) < 1:
+            raise UserError(f"--{name} {getattr(arguments, name)}: expected numbers of at least 1.")
+    make_folder(arguments.output)
+    exported, source = prepare(arguments.model, arguments.pairs, arguments.labels, arguments.work)
+    frame = timed_pairs(source, max(arguments.candidates))
+    query = min(frame["query"], key=lambda text: abs(len(text) - frame["query"].str.len().median()))
+    titles = [frame["product_title"].iloc[number % len(frame)] for number in range(max(arguments.candidates))]
+    threads = arguments.threads or usable_cores()
+    own = json.loads((exported / "config.json").read_text(encoding="utf-8")).get("separate_layers", 0)
+    students = {
+        k: apart(exported, k, Path(arguments.work, f"apart-{k}")) for k in ([own] if own else arguments.separate_layers)
+    }
+    stores: list[dict[str, Any]] = []
+    systems: dict[str, ItemCachedScorer] = {}
+    reference = {}
+    for k, student in students.items():
+        with Scorer(student, "torch", threads=threads) as scorer:
+            reference[k] = np.stack(list(scorer.score([(query, title) for title in titles[:256]])))
+        for dtype in DTYPES:
+            stores.append({"k": k, "dtype": dtype, **_make_store(student, frame, dtype, arguments.work, threads)})
+            folder = stores[-1].pop("folder")
+            for backend, precision in (("torch", "float32"), ("openvino", "bfloat16")):
+                if backend == "openvino" or dtype == "float32" or k == min(students):
+                    name = f"k={k}, {dtype} store, {backend} {precision}"
+                    cached = ItemCachedScorer(str(student), folder, backend, precision, threads)  # type: ignore[arg-type]
+                    drift = float(np.abs(cached.score(query, titles[:256]) - reference[k]).max())
+                    stores[-1][f"largest_difference_{backend}_{precision}"] = drift
+                    if backend == "openvino" and dtype != "float32":
+                        systems[name] = cached
+    cells, ratios = [], []
+    first = min(students)
+    with Scorer(students[first], "torch", threads=threads) as torch_scorer, Scorer(exported, threads=threads) as plain:
+        for count in arguments.candidates:
+            pairs = [(query, title) for title in titles[:count]]
+            variants: dict[str, Callable[[], Any]] = {PLAIN: lambda pairs=pairs: list(plain.score(pairs))}
+            if count <= arguments.uncached_up_to:
+                variants[UNCACHED] = lambda pairs=pairs: list(torch_scorer.score(pairs))
+            for name, cached in systems.items():
+                variants[name] = lambda cached=cached, count=count: cached.score(query, titles[:count])
+            seconds = interleave(variants, arguments.rounds, f"{count} candidates")
+            for name, values in seconds.items():
+                cells.append(
+                    {"candidates": count, "system": name, "seconds": percentiles(values), "rounds": len(values)}
+                )
+                for base in (PLAIN, UNCACHED):
+                    if name in systems and base in seconds:
+                        ratio = paired_ratio(seconds[base], values)
+                        ratios.append({"candidates": count, "system": name, "over": base, "ratio": ratio})
+        form = plain.form
+    return {
+        "command": command_line("recipes.bench.item_cache", arguments),
+        "facts": facts(to_dict(arguments)),
+        "threads": threads,
+        "plain_form": form,
+        "query_tokens": len(next(iter(systems.values())).tokenizer(query)["input_ids"]),
+        "stores": stores,
+        "cells": cells,
+        "ratios": ratios,
+    }
+
+
+def _make_store(student: Path, frame: Any, dtype: str, work: str, threads: int) -> dict[str, Any]:
+    """Encode the products of `frame`; return size and time."""
+    from recipes.serve.encode_products import EncodeProductsArguments, encode_products
+
+    folder, products = Path(work, f"store-{student.name}-{dtype}"), Path(work, "products.parquet")
+    shutil.rmtree(folder, ignore_errors=True)
+    frame[["product_title"]].to_parquet(products)
+    started = time.perf_counter()
+    made = encode_products(
+        EncodeProductsArguments(str(student), [str(products)], str(folder), dtype=dtype, threads=threads)  # type: ignore[arg-type]
+    )
+    return {
+        "folder": str(folder),
+        "products": made["products"],
+        "tokens_per_product": made["tokens"] / made["products"],
+        "bytes_per_product": made["bytes_per_product"],
+        "encode_seconds": time.perf_counter() - started,
+    }
+
+
+def format_table(content: dict[str, Any]) -> str:
+    """Return stores and times as Markdown."""
+    kept = [
+        {
+            "store": f"k={store['k']}, {store['dtype']}",
+            "bytes a product": f"{store['bytes_per_product']:,.0f}",
+            "tokens a product": f"{store['tokens_per_product']:.1f}",
+            "largest difference of a probability, torch float32": _show(store, "torch_float32"),
+            "OpenVINO bfloat16": _show(store, "openvino_bfloat16"),
+        }
+        for store in content["stores"]
+    ]
+    found = {(item["candidates"], item["system"], item["over"]): item["ratio"] for item in content["ratios"]}
+    rows = []
+    for cell in content["cells"]:
+        name = cell["system"] + (f" ({content['plain_form']})" if cell["system"] == PLAIN else "")
+        row = {"candidates": f"{cell['candidates']:,}", "system": name}
+        row |= {point: f"{1000 * value:.0f} ms" for point, value in cell["seconds"].items()}
+        for base in (UNCACHED, PLAIN):
+            ratio = found.get((cell["candidates"], cell["system"], base))
+            row[f"times faster than {base}"] = "" if ratio is None else show_ratio(ratio)
+        rows.append(row)
+    return f"{table(kept)}\n\n{table(rows)}"
+
+
+def _show(store: dict[str, Any], form: str) -> str:
+    value = store.get(f"largest_difference_{form}")
+    return "" if value is None else f"{value:.1e}"
+
+
+def main() -> None:
+    """Measure from the command line."""
+    arguments = parse(ItemCacheArguments, __doc__)
+    content = item_cache(arguments)
+    write_results(arguments.output, "item_cache", content, format_table(content))
+    print("Next: python -m recipes.student.bench --config recipes/configs/student/esci_item_cached_bench.yaml")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,83 @@
+"""The engines of a scorer: a padded batch of token ids in, logits out, callable from several threads at once."""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Engine = Callable[[Mapping[str, "NDArray[np.int64]"]], NDArray[np.float32]]
+
+
+def torch_engine(folder: Path, precision: str, threads: int) -> Engine:
+    """Return the plain forward, on a GPU if there is one; `threads` is set for the whole process."""
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    import modeling_lrkd  # noqa: F401  registers the lrkd classes
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.set_num_threads(threads)
+    model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=getattr(torch, precision))
+    model = model.to(device).eval()
+
+    def run(batch: Mapping[str, NDArray[np.int64]]) -> NDArray[np.float32]:
+        with torch.inference_mode():  # of this thread only, so it cannot stand around
+            logits = model(**{name: torch.from_numpy(values).to(device) for name, values in batch.items()}).logits
+            return logits.float().cpu().numpy()
+
+    return run
+
+
+def onnx_engine(path: Path, threads: int, streams: int) -> Engine:
+    """Return ONNX Runtime on one session, whose weights all streams share."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = max(1, threads // streams)
+    options.inter_op_num_threads = 1
+    # A waiting thread that spins takes the core from another stream.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    wanted = {node.name for node in session.get_inputs()}
+
+    def run(batch: Mapping[str, NDArray[np.int64]]) -> NDArray[np.float32]:
+        return session.run(["logits"], {name: values for name, values in batch.items() if name in wanted})[0]
+
+    return run
+
+
+def openvino_engine(path: Path, precision: str, threads: int, streams: int) -> Engine:
+    """Return OpenVINO with one infer request a stream; int8 keeps what lies between its products in bfloat16."""
+    import openvino
+
+    from recipes.serve.plan import BFLOAT16_FLAGS, cpu_flags
+
+    low = precision != "float32" and not BFLOAT16_FLAGS.isdisjoint(cpu_flags())
+    options: dict[str, Any] = {
+        "INFERENCE_PRECISION_HINT": "bf16" if low else "f32",
+        "INFERENCE_NUM_THREADS": threads,
+        "NUM_STREAMS": streams,
+        "ENABLE_CPU_PINNING": False,  # two scorers on one machine would sit on the same core
+    }
+    compiled = openvino.Core().compile_model(path, "CPU", options)
+    wanted = {name for node in compiled.inputs for name in node.names}
+    logits = compiled.output("logits")
+    idle: queue.LifoQueue[Any] = queue.LifoQueue()
+    for _ in range(streams):
+        idle.put(compiled.create_infer_request())
+
+    def run(batch: Mapping[str, NDArray[np.int64]]) -> NDArray[np.float32]:
+        request = idle.get()
+        try:
+            request.infer({name: values for name, values in batch.items() if name in wanted}, share_inputs=True)
+            return request.get_tensor(logits).data.copy()  # the request writes its next result to the same place
+        finally:
+            idle.put(request)
+
+    return run

@@ -1,0 +1,334 @@
+"""Export a student to ONNX and to int8, and keep only what scores as well as the plain model.
+
+    python -m recipes.serve.export --model runs/demo/students/lrkd-gat-0 --pairs runs/demo/bazaar \
+        --labels aliexpress6 --output runs/demo/exported
+    python -m recipes.serve.export --model runs/demo/students/lrkd-gat-0 --output runs/demo/exported
+
+The first writes the student, `onnx/model.onnx` (outputs: logits and latent_reasoning; any batch and length),
+`onnx/model_int8.onnx` and `openvino/openvino_model_int8.xml`, calibrated on `--calibration_split`. On `--guard_split`
+each form's macro-F1 is held against the plain model's: a drop of more than `--tolerance` points is an error, and
+nothing is written. The second, without pairs, exports float32 alone. `recipes.serve.scorer` serves the folder.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from recipes.arguments import UserError, parse, run, to_dict
+from recipes.record import environment, weights_sha256, write_json
+from recipes.schemas import load_labels, make_folder, read_pairs
+from recipes.serve.plan import BFLOAT16_FLAGS, EXPORT, FILES, INT8_FLAGS, cpu_flags
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+    from numpy.typing import NDArray
+
+    from recipes.schemas import LabelSchema
+    from recipes.serve.scorer import Scorer
+
+OPSET = 18
+
+
+@dataclass
+class ExportArguments:
+    """Options of an export."""
+
+    model: str = field(metadata={"help": "Folder of a student."})
+    output: str = field(metadata={"help": "Folder to write to; an export that is there is replaced."})
+    pairs: str | None = field(default=None, metadata={"help": "Folder of pairs, to calibrate int8 and to guard it."})
+    labels: str = field(default="esci", metadata={"help": "Label schema of the pairs."})
+    calibration_split: Literal["train", "validation"] = field(default="train", metadata={"help": "Calibrates int8."})
+    calibration_size: int = field(default=128, metadata={"help": "Pairs of it that are used."})
+    guard_split: Literal["validation", "test"] = field(default="validation", metadata={"help": "Holds the forms."})
+    tolerance: float = field(default=0.3, metadata={"help": "Largest loss of macro-F1, in points (0 to 100)."})
+    seed: int = field(default=0, metadata={"help": "Of the choice of calibration pairs."})
+
+
+def export(arguments: ExportArguments) -> dict[str, Any]:
+    """Export, quantise, guard; return what export.json holds.
+
+    Raises:
+        UserError: The folder holds no student, the pairs are not there, an output differs from the plain forward, or
+            a form loses more macro-F1 than allowed.
+    """
+    from recipes.serve.scorer import Scorer
+
+    schema = load_labels(arguments.labels)
+    calibration, guard = read_splits(arguments, schema)
+    output = Path(arguments.output)
+    if output.resolve() == Path(arguments.model).resolve():
+        raise UserError(f"--output {output}: is the student itself. Choose another folder.")
+    if output.exists() and any(output.iterdir()) and not (output / EXPORT).is_file():
+        raise UserError(f"--output {output}: holds something else than an export. Choose another folder.")
+    require_libraries()
+    plain = Scorer(arguments.model, "torch")  # says what is wrong with the folder
+    partial = make_folder(output.parent) / f".{output.name}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        print("Exporting to ONNX", flush=True)
+        difference = save_float32(arguments.model, partial)
+        forms = ["onnx-float32", "openvino-float32"]
+        if calibration is not None:
+            batches = list(calibration_batches(plain, calibration))
+            print(f"Quantising to int8 on {len(calibration)} pairs", flush=True)
+            quantise_onnx(partial)
+            quantise_openvino(partial, batches)
+            forms += ["openvino-bfloat16", "onnx-int8", "openvino-int8"]
+        record: dict[str, Any] = {"forms": {}, "largest_difference": difference, "tolerance": arguments.tolerance}
+        # For the scorer, which is about to measure them.
+        record["forms"] = {form: {} for form in forms}
+        write_json(partial / EXPORT, record)
+        if guard is not None:
+            record["forms"], record["left_out"] = measure_forms(plain, partial, forms, guard, schema, arguments)
+        record |= {
+            "weights_sha256": weights_sha256(arguments.model),
+            "arguments": to_dict(arguments),
+            "environment": environment(),
+        }
+        write_json(partial / EXPORT, record)
+        shutil.rmtree(output, ignore_errors=True)
+        partial.replace(output)
+    finally:
+        plain.close()
+        shutil.rmtree(partial, ignore_errors=True)
+    return record
+
+
+def read_splits(arguments: ExportArguments, schema: LabelSchema) -> tuple[pd.DataFrame | None, pd.DataFrame | None]:
+    """Return the calibration pairs and the guard's, None without `--pairs`; checked before anything is made."""
+    if arguments.calibration_size < 1:
+        raise UserError(f"--calibration_size {arguments.calibration_size}: expected at least 1.")
+    if arguments.pairs is None:
+        return None, None
+    splits = read_pairs(arguments.pairs, [arguments.calibration_split, arguments.guard_split])
+    for split, frame in splits.items():
+        file = Path(arguments.pairs, f"{split}.parquet")
+        if frame.empty:
+            raise UserError(f"{file}: no rows. Choose another split, or make the pairs again.")
+        frame["label"] = schema.canonical_column(frame["label"], file)
+    calibration = splits[arguments.calibration_split]
+    calibration = calibration.sample(min(len(calibration), arguments.calibration_size), random_state=arguments.seed)
+    return calibration, splits[arguments.guard_split]
+
+
+def require_libraries() -> None:
+    """Check that all libraries of the extra are there, before minutes of work."""
+    import importlib.util
+
+    for name in ("onnx", "onnxscript", "onnxruntime", "openvino", "nncf"):
+        if importlib.util.find_spec(name) is None:
+            raise UserError(f"{name} is not installed: pip install -e '.[export]' -c constraints.txt")
+
+
+def save_float32(model_folder: str, output: Path) -> float:
+    """Save the student and `onnx/model.onnx`; return the largest difference from the plain forward.
+
+    Raises:
+        UserError: It is above 1e-4.
+    """
+    import logging
+    import warnings
+
+    import numpy as np
+    import onnxruntime
+    import torch
+    from torch import nn
+    from transformers import AutoTokenizer
+
+    from modeling_lrkd import LRKDForSequenceClassification
+    from recipes.student.saving import save_tokenizer
+
+    # Eager attention: plain products and softmax, which both runtimes know how to fuse.
+    model = LRKDForSequenceClassification.from_pretrained(model_folder, attn_implementation="eager").float().eval()
+    tokenizer = AutoTokenizer.from_pretrained(model_folder)
+    model.save_pretrained(output)
+    save_tokenizer(tokenizer, output)
+    names = [name for name in tokenizer.model_input_names if name != "token_type_ids" or takes_segments(model)]
+    outputs = ["logits"] if model.config.extractor_type == "none" else ["logits", "latent_reasoning"]
+
+    class Exported(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            result = self.model(**dict(zip(names, inputs, strict=True)))
+            return tuple(result[name] for name in outputs)
+
+    generator = torch.Generator().manual_seed(0)
+
+    def example(rows: int, length: int) -> dict[str, torch.Tensor]:
+        ids = torch.randint(5, model.config.vocab_size, (rows, length), generator=generator)
+        valid = torch.randint(1, length + 1, (rows, 1), generator=generator)
+        mask = (torch.arange(length) < valid).long()
+        segments = (torch.arange(length) > valid // 2).long() * mask
+        return {name: {"input_ids": ids, "attention_mask": mask}.get(name, segments) for name in names}
+
+    path = output / FILES["onnx-float32"]
+    path.parent.mkdir(parents=True)
+    dimensions = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length")}
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the exporter, about itself
+        torch.onnx.export(
+            Exported(),
+            tuple(example(3, 17).values()),
+            path,
+            input_names=names,
+            output_names=outputs,
+            opset_version=OPSET,
+            dynamo=True,  # the older tracer gives other values for these models
+            dynamic_shapes=(tuple(dimensions for _ in names),),
+            external_data=False,
+            verbose=False,
+        )
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    largest = 0.0
+    for rows, length in ((1, 1), (2, 31), (5, 8)):
+        batch = example(rows, length)
+        with torch.inference_mode():
+            expected = model(**batch)
+        found = session.run(outputs, {name: values.numpy() for name, values in batch.items()})
+        largest = max(
+            largest, *(float(np.abs(expected[n].numpy() - f).max()) for n, f in zip(outputs, found, strict=True))
+        )
+    if not largest <= 1e-4:
+        raise UserError(f"{model_folder}: the exported graph differs from the plain forward by {largest:.2g}.")
+    return largest
+
+
+def takes_segments(model: Any) -> bool:
+    """Whether the encoder reads `token_type_ids`."""
+    import inspect
+
+    return "token_type_ids" in inspect.signature(model.encoder.forward).parameters
+
+
+def calibration_batches(scorer: Scorer, frame: pd.DataFrame) -> Iterator[dict[str, NDArray[np.int64]]]:
+    """Yield the inputs of the calibration pairs as the scorer would batch them, little padding and all."""
+    rows = list(zip(frame["query"], frame["product_title"], strict=True))
+    for batch in scorer.prepare(rows):
+        yield dict(batch.inputs)
+
+
+def quantise_onnx(folder: Path) -> None:
+    """Write `onnx/model_int8.onnx`: weights of the products in int8 per channel, activations as they come."""
+    import onnx
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    graph = onnx.load(folder / FILES["onnx-float32"])
+    del graph.graph.value_info[:]  # the quantiser transposes weights whose recorded shapes would then be wrong
+    quantize_dynamic(
+        graph,
+        folder / FILES["onnx-int8"],
+        op_types_to_quantize=["MatMul"],
+        per_channel=True,
+        weight_type=QuantType.QInt8,
+        extra_options={"MatMulConstBOnly": True},
+    )
+
+
+def quantise_openvino(folder: Path, batches: list[dict[str, NDArray[np.int64]]]) -> None:
+    """Write the OpenVINO model: weights and activations in int8, ranges from the calibration batches."""
+    import logging
+
+    import nncf
+    import openvino
+
+    nncf.set_log_level(logging.ERROR)
+    graph = openvino.Core().read_model(folder / FILES["onnx-float32"])
+    quantised = nncf.quantize(
+        graph,
+        nncf.Dataset(batches),
+        # Symmetric activations: zero points cost the matrix units a fifth of their speed.
+        preset=nncf.QuantizationPreset.PERFORMANCE,
+        model_type=nncf.ModelType.TRANSFORMER,
+        subset_size=len(batches),
+    )
+    path = folder / FILES["openvino-int8"]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    openvino.save_model(quantised, path, compress_to_fp16=False)
+
+
+def measure_forms(
+    plain: Scorer,
+    folder: Path,
+    forms: list[str],
+    guard: pd.DataFrame,
+    schema: LabelSchema,
+    arguments: ExportArguments,
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return macro-F1 and its drop for each form, and why forms were left out.
+
+    Raises:
+        UserError: A form loses more than the tolerance.
+    """
+    from recipes.serve.scorer import Scorer
+
+    reference = macro_f1(plain, guard, schema)
+    able = {"int8": INT8_FLAGS, "bfloat16": BFLOAT16_FLAGS}
+    measured: dict[str, Any] = {"torch-float32": {"macro_f1": reference, "drop_points": 0.0}}
+    left_out = {}
+    for form in forms:
+        backend, precision = form.split("-")
+        if precision in able and able[precision].isdisjoint(cpu_flags()):
+            left_out[form] = f"this CPU has no instructions for {precision}, so it could not be held against float32"
+            print(f"{form} is left out: {left_out[form]}")
+            continue
+        with Scorer(folder, backend, precision=precision, max_length=plain.max_length) as scorer:  # type: ignore[arg-type]
+            score = macro_f1(scorer, guard, schema)
+        measured[form] = {"macro_f1": score, "drop_points": 100 * (reference - score)}
+    check_drops(measured, arguments.tolerance, len(guard))
+    return measured, left_out
+
+
+def check_drops(measured: dict[str, Any], tolerance: float, rows: int) -> None:
+    """Refuse forms that lose too much.
+
+    Raises:
+        UserError: One does; says by how much.
+    """
+    for form, values in measured.items():
+        if not values["drop_points"] <= tolerance:
+            reference = 100 * measured["torch-float32"]["macro_f1"]
+            raise UserError(
+                f"{form}: macro-F1 falls from {reference:.2f} to {100 * values['macro_f1']:.2f} on {rows} pairs, by "
+                f"{values['drop_points']:.2f} points; {tolerance} are allowed. Nothing was written. Calibrate on "
+                "more or other pairs (--calibration_size, --seed), or guard with more: on few, one pair is a point."
+            )
+
+
+def macro_f1(scorer: Scorer, frame: pd.DataFrame, schema: LabelSchema) -> float:
+    """Return the macro-F1 (0 to 1) of a scorer over the classes that occur in `frame`."""
+    import numpy as np
+    from sklearn.metrics import f1_score
+
+    from recipes.evaluate.predict import schema_order
+
+    order = schema_order(dict(enumerate(scorer.labels)), schema, "the student")
+    pairs = list(zip(frame["query"], frame["product_title"], strict=True))
+    probabilities = np.stack(list(scorer.score(pairs, progress=True)))[:, order]
+    gold = frame["label"].map(schema.label2id).to_numpy()
+    return float(f1_score(gold, probabilities.argmax(axis=1), labels=np.unique(gold), average="macro", zero_division=0))
+
+
+def main() -> None:
+    """Export from the command line."""
+    arguments = parse(ExportArguments, __doc__)
+    record = export(arguments)
+    for form, values in record["forms"].items():
+        drop = (
+            f"macro-F1 {100 * values['macro_f1']:.2f} (drop {values['drop_points']:.2f})" if values else "not guarded"
+        )
+        print(f"  {form:18} {drop}")
+    print(f"Wrote {arguments.output}: the student, onnx/, openvino/ and {EXPORT}.")
+    print(f"Next: python -m recipes.bench.latency --model {arguments.output}")
+
+
+if __name__ == "__main__":
+    run(main)

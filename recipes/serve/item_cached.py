@@ -1,0 +1,177 @@
+"""Score one query against many stored products: its own tokens below, both texts above, nothing twice.
+
+    from recipes.serve.item_cached import ItemCachedScorer
+
+    scorer = ItemCachedScorer("runs/esci/item_cached", "runs/esci/store", backend="openvino", precision="bfloat16")
+    probabilities = scorer.score("usb c cable", ["USB-C cable, 2 m", "Desk lamp"])      # (2, labels), by name
+
+A store is made by `recipes.serve.encode_products`. With a float32 store, float32 gives the probabilities of the plain
+forward over whole pairs (to 1e-4). The lower layers run over the query once; products come from the store, sorted by
+length, and each batch goes through the joint layers while the next one is gathered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from recipes.arguments import UserError
+from recipes.serve.encode_products import batches, query_tokens
+from recipes.serve.product_store import ProductStore, load_student
+
+if TYPE_CHECKING:
+    import torch
+    from numpy.typing import NDArray
+
+    from modeling_lrkd import LRKDForSequenceClassification
+
+BATCH_TOKENS = 2048
+LENGTH_STEP = 4  # lengths are rounded up to it: OpenVINO prepares each new shape once
+
+
+class ItemCachedScorer:
+    """A student and its store of products.
+
+    Args:
+        model: The student that made the store: a folder or a name on the Hub.
+        store: Folder of the store.
+        backend: Of the joint layers: `torch`, or `openvino` (extra `export`), which is faster.
+        precision: Of the joint layers; bfloat16 pays on CPUs that multiply it.
+        threads: CPU threads (None: as torch has them). OpenVINO runs a batch a thread.
+
+    Attributes:
+        labels: Names of the classes, in the order of the columns.
+
+    Raises:
+        UserError: The model cannot be loaded, reads query and product together, or did not make the store.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        store: str | Path,
+        backend: Literal["torch", "openvino"] = "torch",
+        precision: Literal["float32", "bfloat16"] = "float32",
+        threads: int | None = None,
+    ) -> None:
+        import torch
+
+        if threads is not None and threads < 1:
+            raise UserError(f"threads: expected 1 or more, got {threads}.")
+        self.model, self.tokenizer, identity = load_student(model)
+        self.store = ProductStore(store, identity)
+        self.labels = identity.labels
+        self.threads = threads or torch.get_num_threads()
+        torch.set_num_threads(self.threads)
+        run = {"torch": _torch_runner, "openvino": _openvino_runner}[backend]
+        self._run: Runner = run(self.model, precision, self.threads)
+
+    def score(self, query: str, products: Sequence[str]) -> NDArray[np.float32]:
+        """Return class probabilities of the query with each product, float32 `(products, labels)`, in their order.
+
+        Args:
+            query: Its text; never cut.
+            products: Titles or product_ids, whichever the store is keyed by.
+
+        Raises:
+            UserError: A product is not in the store, its stored vectors are damaged, or the query is blank or too long.
+        """
+        if not query.strip():
+            raise UserError("query: is blank; expected some text.")
+        if len(products) == 0:
+            return np.empty((0, len(self.labels)), dtype=np.float32)
+        rows = self.store.find(products)
+        vectors = self.encode_query(query)  # (query tokens, hidden)
+        chunks = list(batches((self.store.lengths[rows]).tolist(), max(1, BATCH_TOKENS - len(vectors))))
+        logits = np.empty((len(rows), len(self.labels)), dtype=np.float32)
+        inputs = (self._join(vectors, rows[chunk]) for chunk in chunks)
+        for chunk, result in zip(chunks, self._run(inputs), strict=True):
+            logits[chunk] = result
+        logits /= self.model.config.temperature
+        exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
+        return exponentials / exponentials.sum(axis=1, keepdims=True)
+
+    def encode_query(self, query: str) -> torch.Tensor:
+        """Run the lower layers over a query: `(tokens, hidden)`."""
+        import torch
+
+        ids = query_tokens(self.tokenizer, query)
+        longest = self.tokenizer.model_max_length - self.store.manifest["max_product_tokens"]
+        if len(ids) > longest:
+            raise UserError(
+                f"The query {query[:60]!r}... has {len(ids)} tokens; beside a product of this store there is room for "
+                f"{longest}. Shorten it, or encode the products with a smaller --max_product_tokens."
+            )
+        with torch.inference_mode():
+            return self.model.encode_segment(torch.tensor([ids]), torch.ones(1, len(ids)), segment=0)[0]
+
+    def _join(self, query: torch.Tensor, rows: NDArray[np.int64]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Put the query before each product: vectors `(batch, length, hidden)` and mask `(batch, length)`."""
+        import torch
+
+        lengths = self.store.lengths[rows]
+        width = len(query) + int(lengths.max())
+        width += -width % LENGTH_STEP
+        hidden = torch.zeros(len(rows), width, query.shape[1])
+        hidden[:, : len(query)] = query
+        mask = torch.from_numpy(np.arange(width) < len(query) + lengths[:, None])
+        hidden[:, len(query) :][mask[:, len(query) :]] = self.store.read(rows)
+        return hidden, mask.long()
+
+
+Runner = Callable[[Iterator[tuple[Any, Any]]], Iterator[Any]]
+
+
+def _torch_runner(model: LRKDForSequenceClassification, precision: str, threads: int) -> Runner:
+    """Return what maps batches of `_join` to logits `(batch, labels)`, in their order."""
+    import copy
+
+    import torch
+
+    dtype = getattr(torch, precision)
+    upper = model if dtype == torch.float32 else copy.deepcopy(model).to(dtype)
+
+    def run(inputs: Iterator[tuple[Any, Any]]) -> Iterator[Any]:
+        with torch.inference_mode():
+            for hidden, mask in inputs:
+                yield upper.classify_together(hidden.to(dtype), mask).float().numpy()
+
+    return run
+
+
+def _openvino_runner(model: LRKDForSequenceClassification, precision: str, threads: int) -> Runner:
+    """As `_torch_runner`: the joint layers as one graph, a stream a thread, so that no core waits for another."""
+    import openvino
+    import torch
+
+    class Upper(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+            return self.model.classify_together(hidden, mask)
+
+    size = model.config.hidden_size
+    example = (torch.zeros(2, 8, size), torch.ones(2, 8, dtype=torch.long))
+    with torch.inference_mode():
+        graph = openvino.convert_model(Upper().eval(), example_input=example)
+    options = {
+        "INFERENCE_PRECISION_HINT": {"float32": "f32", "bfloat16": "bf16"}[precision],
+        "NUM_STREAMS": str(threads),
+        "INFERENCE_NUM_THREADS": threads,
+    }
+    queue = openvino.AsyncInferQueue(openvino.compile_model(graph, "CPU", options), threads)
+
+    def run(inputs: Iterator[tuple[Any, Any]]) -> Iterator[Any]:
+        found: dict[int, Any] = {}
+        queue.set_callback(lambda request, number: found.__setitem__(number, request.get_output_tensor(0).data.copy()))
+        for number, (hidden, mask) in enumerate(inputs):
+            queue.start_async([hidden.numpy(), mask.numpy()], number)
+        queue.wait_all()
+        return iter([found[number] for number in range(len(found))])
+
+    return run

@@ -1,0 +1,140 @@
+"""The benches run from end to end on tiny models, and their arithmetic is right; how fast things are is not tested."""
+
+import json
+
+import pandas as pd
+import pytest
+import torch
+
+from recipes.arguments import UserError
+from recipes.bench.efficiency import EfficiencyArguments, efficiency, forward_flops, read_setting
+from recipes.bench.efficiency import format_tables as format_efficiency
+from recipes.bench.latency import LatencyArguments, latency, plot
+from recipes.bench.latency import format_table as format_latency
+from recipes.bench.literal import LITERAL, LiteralExtractor
+from recipes.bench.measure import interleave, paired_ratio, peak_memory, write_results
+from recipes.bench.student import prepare, timed_pairs
+from recipes.bench.throughput import DEFAULT, ThroughputArguments, format_table, throughput
+from recipes.record import weights_sha256
+from recipes.schemas import PAIRS, write
+from recipes.serve.export import ExportArguments, export
+from tests.modeling.test_extractors import HIDDEN, make
+from tests.serve.conftest import save_student
+from tests.tiny import tiny_config
+
+
+@pytest.mark.parametrize("latent_dim", [HIDDEN, 5])
+@pytest.mark.parametrize("kind", ["mlp", "poly", "gat"])
+def test_the_literal_form_of_the_bench_is_the_equations(kind, latent_dim):
+    extractor, equations = make(kind, latent_dim)
+    hidden_states = torch.randn(3, 7, HIDDEN)
+    mask = torch.arange(7) < torch.tensor([[7], [4], [1]])
+    with torch.no_grad():
+        literal = LiteralExtractor(extractor, kind)(hidden_states, mask)
+        torch.testing.assert_close(literal, equations(extractor, hidden_states, mask), atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(literal, extractor(hidden_states, mask), atol=1e-5, rtol=1e-4)
+    assert set(LITERAL) == {"mlp", "poly", "gat"}
+
+
+def test_every_variant_runs_once_a_round_and_another_one_begins():
+    order = []
+    seconds = interleave({name: lambda name=name: order.append(name) for name in "abc"}, 3, "rounds")
+    assert "".join(order) == "abc" + "abc" + "bca" + "cab"  # the first round warms up
+    assert {name: len(values) for name, values in seconds.items()} == {"a": 3, "b": 3, "c": 3}
+
+
+def test_a_drift_that_hits_both_leaves_the_ratio():
+    drift = [1.0, 3.0, 9.0, 2.0]
+    assert paired_ratio([2 * value for value in drift], drift) == {"median": 2.0, "low": 2.0, "high": 2.0}
+    spread = paired_ratio([1.0, 2.0, 3.0], [1.0, 1.0, 1.0])
+    assert spread["low"] < spread["median"] == 2.0 < spread["high"]
+
+
+def test_peak_memory_sees_what_a_block_takes():
+    with peak_memory() as memory:
+        kept = torch.ones(64 * 2**20 // 4)
+    assert 60 * 2**20 < memory["peak_bytes"] < 400 * 2**20
+    assert len(kept)
+
+
+def test_operations_of_a_forward_pass():
+    """Two layers, hidden 16, inner 24, 3 tokens: 2·(4·16² + 2·16·24) + 4·3·16 a token and layer."""
+    assert forward_flops(tiny_config(), pairs=5, length=3) == 2 * (2 * (1024 + 768) + 192) * 15
+
+
+@pytest.mark.parametrize("setting", ["flash-float32", "sdpa-int8", "sdpa", "sdpa-float32-fast"])
+def test_a_setting_that_is_none(setting):
+    with pytest.raises(UserError, match=f"--settings {setting}: expected"):
+        read_setting(setting)
+
+
+def test_efficiency_on_a_tiny_encoder(tmp_path):
+    arguments = EfficiencyArguments(
+        output=str(tmp_path), size="tiny", pairs=2, length=6, rounds=2, settings=["eager-bfloat16"], training_pairs=2
+    )
+    content = efficiency(arguments)
+    variants = content["settings"]["eager-bfloat16"]["variants"]
+    assert list(variants) == ["plain", "mlp", "poly", "gat", "mlp, literal", "poly, literal", "gat, literal"]
+    assert variants["plain"]["over_plain"]["median"] == 1.0
+    # 6 labels over [h ; r] instead of h, the projection to 1024, W and a: 16·6 + 16·1024 + 1024 + 16² + 32.
+    assert content["parameters"]["gat"] - content["parameters"]["plain"] == 96 + 16384 + 1024 + 256 + 32
+    assert set(content["training"]) == {"plain", "gat"}
+    write_results(tmp_path, "efficiency", content, format_efficiency(content))
+    assert json.loads((tmp_path / "efficiency.json").read_text())["parameters"] == content["parameters"]
+    assert "| gat, literal |" in (tmp_path / "efficiency.md").read_text()
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A student, its pairs, and a work folder that holds its export, float32 alone."""
+    folder = tmp_path_factory.mktemp("bench")
+    student = save_student(folder / "student")
+    frame = pd.DataFrame({"query": ["red shoe"] * 12, "product_title": ["lamp", "red shoe", "shoe lace x"] * 4})
+    frame = frame.assign(label=["Exact", "Irrelevant"] * 6, locale="us", pair_id=[str(row) for row in range(12)])
+    write(frame, folder / "pairs" / "test.parquet", PAIRS)
+    exported = folder / "work" / f"exported-{weights_sha256(student)[:12]}"
+    export(ExportArguments(model=str(student), output=str(exported)))
+    return {"model": str(student), "pairs": str(folder / "pairs"), "work": str(folder / "work"), "labels": "esci"}
+
+
+def test_throughput_scores_the_same_with_every_system(world, tmp_path):
+    content = throughput(ThroughputArguments(**world, output=str(tmp_path), rows=12, rounds=2, threads=1))
+    rates = content["pairs_per_second"]
+    assert {DEFAULT, "ONNX Runtime dynamic int8", "OpenVINO bfloat16", content["ours"]} < set(rates)
+    assert content["over_default"][DEFAULT]["median"] == 1.0
+    float32 = [value for name, value in content["macro_f1"].items() if "float32" in name]
+    assert len(float32) > 3
+    assert set(float32) == {float32[0]}
+    write_results(tmp_path, "throughput", content, format_table(content))
+    text = (tmp_path / "throughput.md").read_text()
+    assert content["best_peer"] in text
+    assert world["work"] not in text + (tmp_path / "throughput.json").read_text()
+
+
+def test_latency_of_one_query(world, tmp_path):
+    content = latency(
+        LatencyArguments(**world, output=str(tmp_path), candidates=[2, 5], threads=[1], plain_up_to=2, seconds=0.01)
+    )
+    cells = [(cell["candidates"], cell["system"]) for cell in content["cells"]]
+    assert cells == [(2, "plain torch"), (2, "scorer"), (5, "scorer")]
+    assert all(cell["repeats"] == 3 or cell["seconds"]["p50"] < 0.01 for cell in content["cells"])
+    assert all(cell["resident_bytes"] > 2**20 for cell in content["cells"])
+    assert "| 5 |" in format_latency(content)
+    plot(content, tmp_path / "latency.png")
+    assert (tmp_path / "latency.png").stat().st_size > 1000
+
+
+def test_pairs_that_cannot_be_timed(tmp_path, world):
+    pd.DataFrame({"query": ["a"], "title": ["b"]}).to_parquet(tmp_path / "columns.parquet")
+    with pytest.raises(UserError, match="column 'product_title' is missing; found query, title"):
+        timed_pairs(tmp_path / "columns.parquet", 9)
+    (tmp_path / "empty.csv").write_text("query,product_title\n")
+    with pytest.raises(UserError, match=r"empty\.csv: no rows"):
+        timed_pairs(tmp_path / "empty.csv", 9)
+    (tmp_path / "torn.parquet").write_bytes(b"PAR1 and no more")
+    with pytest.raises(UserError, match=r"torn\.parquet: not readable"):
+        timed_pairs(tmp_path / "torn.parquet", 9)
+    with pytest.raises(UserError, match="no such file"):
+        timed_pairs(tmp_path / "absent.parquet", 9)
+    with pytest.raises(UserError, match="go together"):
+        prepare(world["model"], None, "esci", world["work"])

@@ -1,0 +1,212 @@
+"""Lower layers that read query and product apart: what they must not see, and that products can be encoded alone."""
+
+import copy
+
+import pytest
+import torch
+from transformers import AutoModel
+
+from modeling_lrkd import LRKDConfig, LRKDForSequenceClassification
+from tests.tiny import tiny_config
+
+LAYERS = 3
+SEPARABLE = ("bert", "xlm-roberta")
+CLS, SEP = 2, 3
+QUERIES = [[10, 11], [12, 13, 14, 15], [16]]
+TITLES = [[20, 21, 22, 23, 24], [25], [26, 27, 28]]
+
+
+def build(k, family="bert", seed=0, attn_implementation="sdpa", encoder=None, **options):
+    torch.manual_seed(seed)
+    options = {"extractor_type": "gat", "pooling": "mean", "reasoning_dim": 6, "num_labels": 4, **options}
+    config = LRKDConfig(
+        encoder_config=tiny_config(
+            family,
+            **{"num_hidden_layers": LAYERS, "initializer_range": 0.5, "eos_token_id": SEP, **(encoder or {})},
+        ),
+        separate_layers=k,
+        **options,
+    )
+    return LRKDForSequenceClassification._from_config(config, attn_implementation=attn_implementation).eval()
+
+
+def rows(queries=QUERIES, titles=TITLES):
+    """Token ids and segments of each pair: [CLS] query [SEP] | title [SEP]."""
+    return [
+        ([CLS, *query, SEP, *title, SEP], [0] * (len(query) + 2) + [1] * (len(title) + 1))
+        for query, title in zip(queries, titles)
+    ]
+
+
+def pad(sequences, where="right", length=14, token_types=True):
+    """A batch; `middle` puts padding between the two texts, where no tokenizer does."""
+    batch = {name: torch.zeros(len(sequences), length, dtype=torch.long) for name in ("input_ids", "attention_mask")}
+    types = torch.zeros_like(batch["input_ids"])
+    for row, (ids, segments) in enumerate(sequences):
+        free = list(range(length))
+        cut = segments.index(1) if 1 in segments else len(ids)
+        places = {
+            "right": free[: len(ids)],
+            "left": free[-len(ids) :],
+            "middle": free[:cut] + free[length - (len(ids) - cut) :],
+        }[where]
+        batch["input_ids"][row, places] = torch.tensor(ids)
+        batch["attention_mask"][row, places] = 1
+        types[row, places] = torch.tensor(segments)
+    return {**batch, "token_type_ids": types} if token_types else batch
+
+
+def encode_alone(model, sequences, segment):
+    batch = pad([(ids, [segment] * len(ids)) for ids in sequences], length=8)
+    states = model.encode_segment(batch["input_ids"], batch["attention_mask"], segment)
+    return [vectors[mask.bool()] for vectors, mask in zip(states, batch["attention_mask"])]
+
+
+def score_cached(model, queries=QUERIES, titles=TITLES):
+    """Encode queries and products each by themselves, and put them together afterwards."""
+    of_queries = encode_alone(model, [[CLS, *query, SEP] for query in queries], 0)
+    of_titles = encode_alone(model, [[*title, SEP] for title in titles], 1)
+    joined = [torch.cat(pair) for pair in zip(of_queries, of_titles)]
+    hidden = torch.nn.utils.rnn.pad_sequence(joined, batch_first=True)
+    mask = torch.arange(hidden.shape[1]) < torch.tensor([[len(vectors)] for vectors in joined])
+    return model.classify_together(hidden, mask.long())
+
+
+@pytest.mark.parametrize("family", SEPARABLE)
+@pytest.mark.parametrize("k", range(LAYERS + 1))
+def test_it_adds_no_parameter(family, k):
+    names = {name: weight.shape for name, weight in build(k, family).state_dict().items()}
+    assert names == {name: weight.shape for name, weight in build(0, family).state_dict().items()}
+
+
+def test_none_apart_is_the_encoder_as_it_is():
+    model, batch = build(0), pad(rows())
+    expected = model.encoder(**batch).last_hidden_state
+    assert torch.equal(super(type(model), model).forward(**batch).last_hidden_state, expected)
+
+
+@pytest.mark.parametrize("family", SEPARABLE)
+@pytest.mark.parametrize("k", [1, 2, LAYERS])
+def test_the_lower_layers_are_those_of_two_plain_encoders(family, k):
+    """Independent of our layer loop: transformers' own encoder, cut to k layers, over each text alone."""
+    model = build(k, family)
+    config = copy.deepcopy(model.config.encoder_config)
+    config.num_hidden_layers = k
+    plain = AutoModel.from_config(config).eval()
+    plain.load_state_dict(model.encoder.state_dict(), strict=False)
+    for row in rows():
+        ids, segments = (torch.tensor([values]) for values in row)
+        states = model(ids, token_type_ids=segments, output_hidden_states=True).hidden_states
+        assert len(states) == LAYERS + 1
+        for segment in (0, 1):
+            own = ids[segments == segment].unsqueeze(0)
+            alone = plain(own, token_type_ids=torch.full_like(own, segment)).last_hidden_state
+            torch.testing.assert_close(states[k][segments == segment].unsqueeze(0), alone)
+        for lower, upper, layer in zip(states[k:], states[k + 1 :], model.encoder.encoder.layer[k:]):
+            output = layer(lower)
+            torch.testing.assert_close(upper, output if isinstance(output, torch.Tensor) else output[0])
+
+
+@pytest.mark.parametrize("k", [1, 2, LAYERS])
+def test_no_token_sees_the_other_text_before_layer_k(k):
+    model = build(k)
+    one, other = pad(rows()), pad(rows([[30, 31], [32, 33, 34, 35], [36]]))
+    before, after = (model(**batch, output_hidden_states=True).hidden_states for batch in (one, other))
+    product = one["token_type_ids"].bool()
+    for layer in range(LAYERS + 1):
+        same = torch.allclose(before[layer][product], after[layer][product])
+        assert same == (layer <= k), layer
+
+
+@pytest.mark.parametrize("family", SEPARABLE)
+@pytest.mark.parametrize("extractor_type", ["mlp", "poly", "gat", "none", "cls"])
+@pytest.mark.parametrize("k", [1, LAYERS])
+def test_products_encoded_before_there_is_a_query_score_the_same(family, extractor_type, k):
+    model = build(k, family, extractor_type=extractor_type, pooling="pooler")
+    torch.testing.assert_close(score_cached(model), model(**pad(rows())).logits, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("family", SEPARABLE)
+@pytest.mark.parametrize("where", ["left", "middle"])
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+def test_padding_changes_nothing_wherever_it_stands(family, where, implementation):
+    model = build(2, family, attn_implementation=implementation)
+    expected = build(2, family)(**pad(rows(), "right")).logits
+    torch.testing.assert_close(model(**pad(rows(), where)).logits, expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(model(**pad(rows(), where, length=20)).logits, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_without_token_types_the_first_separator_ends_the_query():
+    model = build(2, "xlm-roberta", encoder={"type_vocab_size": 1})
+    batch = pad(rows(), token_types=False)
+    expected = torch.cat([model(torch.tensor([ids])).logits for ids, _ in rows()])
+    torch.testing.assert_close(model(**batch).logits, expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(score_cached(model), expected, atol=1e-5, rtol=1e-5)
+    two_types = build(2, "xlm-roberta")
+    torch.testing.assert_close(two_types(**batch).logits, two_types(**pad(rows())).logits)
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+def test_a_text_without_a_product_is_finite(implementation):
+    model = build(2, "xlm-roberta", attn_implementation=implementation)
+    alone = [([CLS, 10, 11, SEP], [0] * 4), rows()[0]]
+    assert model(**pad(alone, token_types=False)).logits.isfinite().all()
+
+
+def test_gradient_checkpointing_gives_the_same_gradients():
+    still = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    gradients = []
+    for checkpointing in (False, True):
+        model = build(2, encoder=still, classifier_dropout=0.0).train()
+        if checkpointing:
+            model.gradient_checkpointing_enable()
+        model(**pad(rows()), labels=torch.tensor([0, 1, 2])).loss.backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    assert len(gradients[0]) > 40
+    for name in gradients[0]:
+        torch.testing.assert_close(gradients[0][name], gradients[1][name], msg=name)
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+def test_bfloat16_and_autocast_are_finite_and_near(implementation):
+    model = build(2, attn_implementation=implementation, encoder={"initializer_range": 0.1})
+    expected = model(**pad(rows())).logits
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        cast = model(**pad(rows())).logits
+    for logits in (cast, model.to(torch.bfloat16)(**pad(rows())).logits):
+        torch.testing.assert_close(logits.float(), expected, atol=0.05, rtol=0.05)
+
+
+def test_a_view_for_ranking_is_cached_too():
+    model = build(2, label_gains=[1.0, 0.5, 0.1, 0.0], ranking_view=True)
+    torch.testing.assert_close(score_cached(model), model(**pad(rows())).logits)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"k": 1, "family": "modernbert"}, "separate_layers: expected 0 for .* 'modernbert', got 1; .* bert, roberta"),
+        ({"k": 1, "family": "deberta-v2"}, "separate_layers: expected 0 for .* 'deberta-v2'"),
+        ({"k": 4}, "separate_layers: the encoder has 3 layers, got 4"),
+        ({"k": -1}, "separate_layers: expected a whole number, 0 or more, got -1"),
+        ({"k": True}, "separate_layers: expected a whole number"),
+    ],
+)
+def test_what_cannot_be_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        build(**options)
+
+
+def test_inputs_that_cannot_be_told_apart_are_refused():
+    batch = pad(rows(), token_types=False)
+    with pytest.raises(ValueError, match="told apart by token_type_ids"):
+        build(1, encoder={"eos_token_id": None})(**batch)
+    embedded = {"inputs_embeds": torch.zeros(1, 4, 16)}
+    with pytest.raises(ValueError, match="told apart by token_type_ids"):
+        build(1, "xlm-roberta")(**embedded)
+    with pytest.raises(ValueError, match="output_attentions"):
+        build(1)(**pad(rows()), output_attentions=True)
+    model = build(1)
+    model.config.encoder_config._attn_implementation = model.encoder.config._attn_implementation = "flex_attention"
+    with pytest.raises(ValueError, match="expected attn_implementation 'sdpa' or 'eager', got 'flex_attention'"):
+        model(**pad(rows()))

@@ -1,0 +1,144 @@
+"""What is exported gives the plain forward's values; what loses too much is refused, and nothing stands broken."""
+
+import json
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from onnx import numpy_helper
+
+from modeling_lrkd import LRKDForSequenceClassification
+from recipes.arguments import UserError
+from recipes.serve import export as exporting
+from recipes.serve.export import ExportArguments, check_drops, export, save_float32
+from recipes.serve.plan import FILES, choose, exported_forms
+from recipes.serve.scorer import Scorer
+from tests.serve.conftest import save_student
+
+
+@pytest.mark.parametrize(("kind", "family"), [("mlp", "bert"), ("poly", "xlm-roberta"), ("none", "modernbert")])
+def test_any_batch_and_length_gives_the_plain_forward(kind, family, tmp_path):
+    student = save_student(tmp_path / "student", extractor_type=kind, family=family)
+    assert save_float32(str(student), tmp_path / "out") <= 1e-4
+    model = LRKDForSequenceClassification.from_pretrained(student).eval()
+    session = onnxruntime.InferenceSession(tmp_path / "out" / FILES["onnx-float32"])
+    names = [node.name for node in session.get_outputs()]
+    assert names == (["logits"] if kind == "none" else ["logits", "latent_reasoning"])
+    for rows, length in ((1, 1), (4, 23), (2, 128)):
+        ids = torch.randint(5, 90, (rows, length))
+        mask = (torch.arange(length) < torch.randint(1, length + 1, (rows, 1))).long()
+        batch = {"input_ids": ids, "attention_mask": mask, "token_type_ids": torch.zeros_like(ids)}
+        batch = {node.name: batch[node.name] for node in session.get_inputs()}
+        with torch.inference_mode():
+            expected = model(**batch)
+        found = session.run(None, {name: values.numpy() for name, values in batch.items()})
+        for name, values in zip(names, found):
+            np.testing.assert_allclose(values, expected[name].numpy(), atol=1e-4)
+
+
+def test_the_record_and_the_files(exported):
+    record = json.loads((exported / "export.json").read_text())
+    assert {"onnx-float32", "openvino-float32"} <= set(exported_forms(exported))
+    assert all(path.is_file() for path in exported_forms(exported).values())
+    assert record["forms"]["torch-float32"]["macro_f1"] == 1.0  # the labels are the plain model's own
+    assert record["forms"]["onnx-float32"]["drop_points"] == 0.0
+    assert record["largest_difference"] <= 1e-4
+
+
+def test_a_form_that_loses_too_much_is_refused_and_the_old_export_stays(student, pairs, exported, monkeypatch):
+    before = {path: path.stat().st_mtime_ns for path in exported.rglob("*") if path.is_file()}
+
+    def damage(folder):
+        graph = onnx.load(folder / FILES["onnx-float32"])
+        for tensor in graph.graph.initializer:
+            if tensor.name.endswith("classifier.weight"):
+                tensor.CopyFrom(numpy_helper.from_array(-numpy_helper.to_array(tensor), tensor.name))
+        onnx.save(graph, folder / FILES["onnx-int8"])
+
+    monkeypatch.setattr(exporting, "quantise_onnx", damage)
+    monkeypatch.setattr(exporting, "cpu_flags", lambda: frozenset({"avx512_vnni"}))
+    monkeypatch.setattr("recipes.serve.plan.cpu_flags", lambda: frozenset({"avx512_vnni"}))
+    arguments = ExportArguments(model=str(student), output=str(exported), pairs=str(pairs), guard_split="test")
+    with pytest.raises(UserError, match=r"onnx-int8: macro-F1 falls from 100\.00 to .* by [\d.]+ points"):
+        export(arguments)
+    assert before == {path: path.stat().st_mtime_ns for path in exported.rglob("*") if path.is_file()}
+    assert not list(exported.parent.glob(".*.partial"))
+
+
+def test_the_guard_counts_in_points():
+    values = {"torch-float32": {"macro_f1": 0.5, "drop_points": 0.0}, "onnx-int8": {"macro_f1": 0.4971}}
+    values["onnx-int8"]["drop_points"] = 0.29
+    check_drops(values, 0.3, rows=9)
+    values["onnx-int8"]["drop_points"] = 0.31
+    with pytest.raises(UserError, match=r"by 0\.31 points; 0\.3 are allowed"):
+        check_drops(values, 0.3, rows=9)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"pairs": "nowhere"}, "nowhere: no such folder"),
+        ({"labels": "aliexpress6"}, "is not in the schema"),
+        ({"calibration_size": 0}, "calibration_size 0"),
+        ({"model": "nowhere", "pairs": None}, "nowhere: no config.json"),
+    ],
+)
+def test_bad_input_is_refused_before_the_work(changes, message, student, pairs, tmp_path):
+    options = {"model": str(student), "output": str(tmp_path / "out"), "pairs": str(pairs), **changes}
+    with pytest.raises(UserError, match=message):
+        export(ExportArguments(**options))
+    assert not (tmp_path / "out").exists()
+
+
+def test_nothing_of_another_kind_is_replaced(student, tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(UserError, match="holds something else"):
+        export(ExportArguments(model=str(student), output=str(tmp_path)))
+    with pytest.raises(UserError, match="is the student itself"):
+        export(ExportArguments(model=str(student), output=str(student)))
+
+
+ALL = {"onnx-float32", "onnx-int8", "openvino-float32", "openvino-bfloat16", "openvino-int8"}
+
+
+@pytest.mark.parametrize(
+    ("backend", "precision", "exported", "flags", "form"),
+    [
+        ("auto", "auto", ALL, {"avx512_vnni", "avx512_bf16"}, "openvino-int8"),
+        ("auto", "auto", ALL, {"avx2"}, "openvino-float32"),
+        ("auto", "auto", ALL, {"amx_bf16"}, "openvino-bfloat16"),
+        ("onnx", "auto", ALL, {"avx2"}, "onnx-float32"),
+        ("onnx", "auto", ALL, {"avx_vnni"}, "onnx-int8"),
+        ("torch", "auto", ALL, {"avx512_vnni"}, "torch-float32"),
+        ("auto", "auto", set(), {"avx512_vnni", "amx_bf16"}, "torch-float32"),
+        ("openvino", "float32", ALL, {"amx_int8"}, "openvino-float32"),
+    ],
+)
+def test_the_fastest_form_that_the_machine_multiplies(backend, precision, exported, flags, form):
+    plan = choose(backend, precision, exported, {"onnx", "openvino", "torch"}, flags)
+    assert (plan.form, plan.reason) == (form, "")
+
+
+def test_int8_without_its_instructions_falls_back_and_says_so(exported, monkeypatch):
+    plan = choose("openvino", "int8", ALL, {"onnx", "openvino", "torch"}, {"avx2"})
+    assert plan.form == "openvino-float32"
+    assert "no instructions for int8" in plan.reason
+    monkeypatch.setattr("recipes.serve.plan.cpu_flags", lambda: frozenset({"avx2"}))
+    record = json.loads((exported / "export.json").read_text())
+    if "onnx-int8" in record["forms"]:  # exported on a machine that has them
+        with (
+            pytest.warns(UserWarning, match="scoring with onnx-float32"),
+            Scorer(exported, "onnx", precision="int8") as s,
+        ):
+            assert s.form == "onnx-float32"
+
+
+def test_what_is_not_there_is_named():
+    with pytest.raises(UserError, match="openvino: its library is not installed"):
+        choose("openvino", "auto", ALL, {"torch"}, set())
+    with pytest.raises(UserError, match="onnx: nothing was exported"):
+        choose("onnx", "auto", set(), {"onnx", "torch"}, set())
+    with pytest.raises(UserError, match="precision int8: there is no such form"):
+        choose("auto", "int8", {"onnx-float32"}, {"onnx", "torch"}, {"avx_vnni"})
