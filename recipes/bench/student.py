@@ -74,7 +74,7 @@ def prepare(model: str | None, pairs: str | None, labels: str, folder: str) -> t
 def exported_drop(folder: Path) -> dict[str, float]:
     """Return the loss of macro-F1 in points, by form, as the export's guard measured it."""
     forms = json.loads((folder / EXPORT).read_text(encoding="utf-8"))["forms"]
-    return {form: values["drop_points"] for form, values in forms.items()}
+    return {form: values["drop_points"] for form, values in forms.items() if values}  # empty: not guarded
 
 
 def timed_pairs(source: Path, rows: int) -> pd.DataFrame:
