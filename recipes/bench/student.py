@@ -34,8 +34,9 @@ def quick_student(folder: Path) -> tuple[Path, Path]:
                 frame = frame.sample(min(TRAIN_ROWS, len(frame)), random_state=0)
             write(frame, pairs / f"{split}.parquet", PAIRS)
     recipe = read_yaml(DistillArguments, "recipes/configs/student/bazaar_minilm.yaml")
-    recipe.pop("rationales", None)  # speed does not depend on guidance
-    changes = {"pairs": str(pairs), "output": str(student), "epochs": 1, "reasoning_dim": 384}
+    recipe.pop("rationales", None)
+    # Speed does not depend on guidance.
+    changes = {"pairs": str(pairs), "output": str(student), "epochs": 1, "reasoning_dim": 384, "guidance_weight": 0.0}
     distill(build(DistillArguments, {**recipe, **changes}, "quick student"))
     return student, pairs
 
