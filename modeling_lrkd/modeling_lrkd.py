@@ -238,10 +238,11 @@ class LRKDModel(LRKDPreTrainedModel):
         given = input_ids if input_ids is not None else inputs_embeds
         if given is None:
             raise ValueError("forward needs `input_ids` or `inputs_embeds`.")
-        if attention_mask is None:
-            attention_mask = torch.ones(given.shape[:2], dtype=torch.long, device=given.device)
-        mask = attention_mask.bool()
-        if not _is_tracing() and not bool(mask.any(dim=1).all()):
+        if attention_mask is None:  # and none for the encoder: attention without a mask is faster
+            mask = torch.ones(given.shape[:2], dtype=torch.bool, device=given.device)
+        else:
+            mask = attention_mask.bool()
+        if attention_mask is not None and not _is_tracing() and not bool(mask.any(dim=1).all()):
             row = int((~mask.any(dim=1)).nonzero()[0])
             raise ValueError(f"attention_mask: row {row} has no valid token; every row needs at least one.")
         options |= {"input_ids": input_ids, "inputs_embeds": inputs_embeds}

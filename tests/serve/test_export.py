@@ -12,7 +12,8 @@ from onnx import numpy_helper
 from modeling_lrkd import LRKDForSequenceClassification
 from recipes.arguments import UserError
 from recipes.serve import export as exporting
-from recipes.serve.export import ExportArguments, check_drops, export, save_float32
+from recipes.serve.export import ExportArguments, check_drops, export
+from recipes.serve.graphs import save_float32
 from recipes.serve.plan import FILES, choose, exported_forms
 from recipes.serve.scorer import Scorer
 from tests.serve.conftest import save_student
