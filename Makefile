@@ -57,10 +57,11 @@ space: .venv/space  ## The Space in a browser, on the demo's student: make space
 
 # With MODEL, PAIRS (its folder of pairs) and LABELS: that student; else a quick one, on the bazaar.
 BENCHED := $(if $(PAIRS),--model $(MODEL) --pairs $(PAIRS) --labels $(LABELS))
-bench: .venv/export  ## Speed, side by side with the peers: recipes/results (15 minutes, 2 cores; MODEL=, PAIRS=, LABELS=)
+bench: .venv/bench  ## Speed, side by side with the peers: recipes/results (15 minutes, 2 cores; MODEL=, PAIRS=, LABELS=)
 	.venv/bin/python -m recipes.bench.throughput $(BENCHED)
 	.venv/bin/python -m recipes.bench.latency $(BENCHED)
-# Here: recipes.bench.item_cache and recipes.bench.scaling.
+	.venv/bin/python -m recipes.bench.item_cache $(BENCHED)
+	.venv/bin/python -m recipes.bench.scaling $(BENCHED)
 	.venv/bin/python -m recipes.bench.efficiency --config recipes/configs/bench/efficiency_cpu.yaml
 
 # Two test files at a time, each with one thread: more of both only get in each other's way.
@@ -83,7 +84,7 @@ clean:  ## Remove the virtual environments and caches (runs/ stays)
 	rm -rf .venv .venv-oldest .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
 
 # One stamp an extra: `make demo` does not wait for the tools of the tests.
-.venv/demo .venv/dev .venv/export .venv/space .venv/teacher: .venv/%: pyproject.toml constraints.txt | .venv/bin/python
+.venv/bench .venv/demo .venv/dev .venv/space .venv/teacher: .venv/%: pyproject.toml constraints.txt | .venv/bin/python
 	@echo "Installing the '$*' extra into .venv (a few minutes the first time)"
 	.venv/bin/python $(PIP) $(CONSTRAINTS) --editable '.[$*]'
 	@touch $@
