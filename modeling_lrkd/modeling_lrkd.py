@@ -26,8 +26,10 @@ from .extractors_lrkd import (
 from .separation_lrkd import as_encoder_output, read_apart, read_together, segments_of
 
 if TYPE_CHECKING:
-    # Nothing here needs it, but transformers finds the files that belong together by their import lines: with this
-    # one, the file of the task `lrkd-relevance` is saved and fetched with this file, and not imported before its time.
+    # Nothing here needs them, but transformers finds the files that belong together by their import lines: with these,
+    # the files of the task `lrkd-relevance` are saved and fetched with this one, and not imported before their time.
+    # (Of a local folder, transformers 4.57 follows the lines of this file only: so the bank of the pipeline is named.)
+    from .bank_lrkd import RationaleBank  # noqa: F401
     from .pipeline_lrkd import LRKDRelevancePipeline  # noqa: F401
 
 # save_pretrained records only the class being saved; a folder is to load through either.

@@ -324,6 +324,7 @@ def test_saved_and_loaded_it_is_the_same_model(family, extractor_type, tmp_path)
     model = build(extractor_type, family)
     model.save_pretrained(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "bank_lrkd.py",
         "config.json",
         "configuration_lrkd.py",
         "extractors_lrkd.py",

@@ -39,7 +39,7 @@ def save_student(folder, family="bert", seed=0, separate_layers=2, labels=LABELS
         id2label=labels,
     )
     model = LRKDForSequenceClassification(config).eval()
-    torch.nn.init.normal_(model.classifier.weight, std=4.0)
+    torch.nn.init.normal_(model.classifier.weight, std=0.5)
     model.save_pretrained(folder)
     tokenizer = tiny_tokenizer()
     if family != "bert":
