@@ -18,8 +18,7 @@ NAMES = ("user_intent", "business_rule")
 
 def rationales(count=300, seed=0):
     """Rationales whose text is their number, in some writing that takes several bytes a letter."""
-    import pandas as pd
-
+    pd = pytest.importorskip("pandas")  # banks are made with what trains a student, and read without
     generator = torch.Generator().manual_seed(seed)
     vectors = torch.randn(count, SIZE, generator=generator)
     vectors[::2] += 3.0  # one perspective's embeddings share a lot
