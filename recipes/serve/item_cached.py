@@ -21,6 +21,7 @@ import numpy as np
 from recipes.arguments import UserError
 from recipes.serve.encode_products import batches, query_tokens
 from recipes.serve.product_store import ProductStore, load_student
+from recipes.serve.scorer import served_probabilities
 
 if TYPE_CHECKING:
     import torch
@@ -90,9 +91,7 @@ class ItemCachedScorer:
         inputs = (self._join(vectors, rows[chunk]) for chunk in chunks)
         for chunk, result in zip(chunks, self._run(inputs), strict=True):
             logits[chunk] = result
-        logits /= self.model.config.temperature
-        exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
-        return exponentials / exponentials.sum(axis=1, keepdims=True)
+        return served_probabilities(self.model.config, logits)
 
     def encode_query(self, query: str) -> torch.Tensor:
         """Run the lower layers over a query: `(tokens, hidden)`."""

@@ -149,6 +149,8 @@ def _job(arguments: ScoreArguments) -> tuple[Job, dict[str, Any]]:
         "labels": [config.id2label[index] for index in range(len(config.id2label))],
         "label_gains": gains,
         "temperature": config.temperature,
+        "class_scales": config.class_scales,
+        "class_biases": config.class_biases,
         "tier_thresholds": config.tier_thresholds,
         **{
             name: to_dict(arguments)[name]

@@ -84,6 +84,16 @@ def token_batches(lengths: Sequence[int], budget: int) -> list[NDArray[np.int64]
     return batches
 
 
+def served_probabilities(config: Any, logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Turn logits `(rows, labels)` into the probabilities that the task `lrkd-relevance` serves: calibrated."""
+    import torch
+
+    served = torch.from_numpy(logits)
+    if config.model_type == "lrkd":  # a plain classifier has no calibration of its own
+        served = config.calibrated(served)
+    return served.softmax(dim=1).numpy()
+
+
 class Scorer:
     """A student on the fastest engine of this machine.
 
@@ -133,7 +143,7 @@ class Scorer:
         if config.num_labels != len(config.id2label):
             raise UserError(f"{folder}: saved with ranking_view. Set it to false in its config.json.")
         self.labels = [config.id2label[index] for index in range(config.num_labels)]
-        self.temperature = getattr(config, "temperature", 1.0)  # a plain classifier has none
+        self.config = config
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         longest = min(self.tokenizer.model_max_length, config.max_position_embeddings)
         self.max_length = longest if max_length is None else max_length
@@ -249,13 +259,12 @@ class Scorer:
 
         probabilities = np.empty((window.rows, len(self.labels)), dtype=np.float32)
         for batch, result in window.scored:
-            logits = result.result() / self.temperature
+            logits = result.result()
             finite = np.isfinite(logits).all(axis=1)
             if not finite.all():
                 row = window.first + int(batch.rows[int(np.argmin(finite))])
                 raise UserError(f"row {row}: the model's logits are NaN or infinite. Its weights are damaged.")
-            exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
-            probabilities[batch.rows] = exponentials / exponentials.sum(axis=1, keepdims=True)
+            probabilities[batch.rows] = served_probabilities(self.config, logits)
             bar.update(len(batch.rows))
         yield from probabilities
 

@@ -201,6 +201,7 @@ def distill(arguments: DistillArguments) -> dict[str, Any]:
         "log": trainer.state.log_history,
     }
     state = trainer.accelerator.get_state_dict(trainer.model)  # all processes: each may hold but a part (FSDP)
+    state = {name: state[name] for name in model.state_dict()}  # without what a rival trains with
     if trainer.is_world_process_zero():
         save_student(model, trainer.processing_class, record, output, perspectives, state_dict=state)
     trainer.accelerator.wait_for_everyone()

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, pipeline
 
 from modeling_lrkd import LRKDForSequenceClassification
 from recipes.arguments import UserError
@@ -145,6 +145,20 @@ def test_the_temperature_of_the_configuration_is_applied(tmp_path):
     with Scorer(folder, "torch") as scorer:
         found = np.stack(list(scorer.score(POOL[:3])))
     np.testing.assert_allclose(found, plain_forward(folder, POOL[:3], temperature=2.5), atol=1e-5)
+
+
+def test_the_probabilities_are_those_of_the_pipeline_where_they_were_calibrated(tmp_path):
+    folder = save_student(
+        tmp_path / "student",
+        temperature=2.0,
+        class_scales=[0.5, 1.0, 1.5, 0.2],
+        class_biases=[0.3, -1.0, 0.0, 0.7],
+    )
+    rank = pipeline("lrkd-relevance", model=str(folder))
+    with Scorer(folder, "torch") as scorer:
+        for (query, title), found in zip(POOL[:5], scorer.score(POOL[:5])):
+            expected = rank({"query": query, "products": [title]})[0]["probabilities"]
+            assert dict(zip(scorer.labels, found.tolist())) == pytest.approx(expected, abs=1e-5)
 
 
 def test_logits_that_are_not_finite_name_their_row(scorer, monkeypatch):
