@@ -22,7 +22,7 @@ from recipes.arguments import UserError, parse, run, to_dict
 from recipes.record import environment, weights_sha256, write_json
 from recipes.schemas import load_labels, make_folder, read_pairs
 from recipes.serve.graphs import quantise_onnx, quantise_openvino, save_float32
-from recipes.serve.plan import BFLOAT16_FLAGS, EXPORT, INT8_FLAGS, cpu_flags
+from recipes.serve.plan import BFLOAT16_FLAGS, EXPORT, FILES, INT8_FLAGS, cpu_flags
 
 if TYPE_CHECKING:
     import numpy as np
@@ -45,6 +45,9 @@ class ExportArguments:
     calibration_size: int = field(default=128, metadata={"help": "Pairs of it that are used."})
     guard_split: Literal["validation", "test"] = field(default="validation", metadata={"help": "Holds the forms."})
     tolerance: float = field(default=0.3, metadata={"help": "Largest loss of macro-F1, in points (0 to 100)."})
+    leave_out: bool = field(
+        default=False, metadata={"help": "A form that loses more is left out and named; without it the export fails."}
+    )
     seed: int = field(default=0, metadata={"help": "Of the choice of calibration pairs."})
 
 
@@ -142,7 +145,7 @@ def measure_forms(
     """Return macro-F1 and its drop for each form, and why forms were left out.
 
     Raises:
-        UserError: A form loses more than the tolerance.
+        UserError: A form loses more than the tolerance, and is not to be left out.
     """
     from recipes.serve.scorer import Scorer
 
@@ -158,7 +161,16 @@ def measure_forms(
             continue
         with Scorer(folder, backend, precision=precision, max_length=plain.max_length) as scorer:  # type: ignore[arg-type]
             score = macro_f1(scorer, guard, schema)
-        measured[form] = {"macro_f1": score, "drop_points": 100 * (reference - score)}
+        drop = 100 * (reference - score)
+        if arguments.leave_out and not drop <= arguments.tolerance:
+            left_out[form] = f"loses {drop:.2f} points of macro-F1; {arguments.tolerance} are allowed"
+            print(f"{form} is left out: {left_out[form]}")
+            if precision == "int8":  # the other forms share a file
+                file = folder / FILES[form]
+                for part in file.parent.glob(f"{file.stem}.*"):
+                    part.unlink()
+            continue
+        measured[form] = {"macro_f1": score, "drop_points": drop}
     check_drops(measured, arguments.tolerance, len(guard))
     return measured, left_out
 
@@ -175,7 +187,8 @@ def check_drops(measured: dict[str, Any], tolerance: float, rows: int) -> None:
             raise UserError(
                 f"{form}: macro-F1 falls from {reference:.2f} to {100 * values['macro_f1']:.2f} on {rows} pairs, by "
                 f"{values['drop_points']:.2f} points; {tolerance} are allowed. Nothing was written. Calibrate on "
-                "more or other pairs (--calibration_size, --seed), or guard with more: on few, one pair is a point."
+                "more or other pairs (--calibration_size, --seed), guard with more (on few, one pair is a point), or "
+                "go on without it (--leave_out true)."
             )
 
 

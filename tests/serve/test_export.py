@@ -1,6 +1,8 @@
 """What is exported gives the plain forward's values; what loses too much is refused, and nothing stands broken."""
 
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -66,6 +68,12 @@ def test_a_form_that_loses_too_much_is_refused_and_the_old_export_stays(student,
         export(arguments)
     assert before == {path: path.stat().st_mtime_ns for path in exported.rglob("*") if path.is_file()}
     assert not list(exported.parent.glob(".*.partial"))
+    arguments.output, arguments.leave_out = f"{exported}-without", True
+    record = export(arguments)
+    assert "onnx-int8" not in record["forms"]
+    assert "onnx-float32" in record["forms"]
+    assert re.fullmatch(r"loses [\d.]+ points of macro-F1; 0.3 are allowed", record["left_out"]["onnx-int8"])
+    assert not Path(arguments.output, FILES["onnx-int8"]).exists()
 
 
 def test_the_guard_counts_in_points():
