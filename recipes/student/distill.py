@@ -321,6 +321,8 @@ def settings_of(arguments: DistillArguments) -> dict[str, Any]:
         options.pop(name)
     files = {f"{name}.parquet": sha256(Path(arguments.pairs, f"{name}.parquet")) for name in ("train", "validation")}
     if arguments.rationales is not None:
+        if not Path(arguments.rationales).is_file():  # a student without guidance names them too, and never reads them
+            raise UserError(f"{arguments.rationales}: no such file. Leave rationales out, or make them first.")
         files["rationales"] = sha256(arguments.rationales)
     return {"arguments": options, "data_sha256": files}
 

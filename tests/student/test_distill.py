@@ -399,6 +399,11 @@ def test_perturbed_training_pairs_keep_their_guidance_and_none_changes_nothing(o
         student({**options, "output": f"{folder}-wrong"}, augment=2.0)
 
 
+def test_rationales_that_are_not_there_are_named_even_where_nothing_reads_them(options):
+    with pytest.raises(UserError, match=r"nowhere\.parquet: no such file"):
+        student(options, extractor_type="none", rationales="nowhere.parquet")
+
+
 def test_a_student_whose_products_can_be_stored(options):
     record = student(options, epochs=1, separate_layers=1)
     assert record["arguments"]["separate_layers"] == 1
