@@ -42,7 +42,7 @@ class ExportArguments:
     pairs: str | None = field(default=None, metadata={"help": "Folder of pairs, to calibrate int8 and to guard it."})
     labels: str = field(default="esci", metadata={"help": "Label schema of the pairs."})
     calibration_split: Literal["train", "validation"] = field(default="train", metadata={"help": "Calibrates int8."})
-    calibration_size: int = field(default=128, metadata={"help": "Pairs of it that are used."})
+    calibration_size: int = field(default=512, metadata={"help": "Pairs of it that are used."})
     guard_split: Literal["validation", "test"] = field(default="validation", metadata={"help": "Holds the forms."})
     tolerance: float = field(default=0.3, metadata={"help": "Largest loss of macro-F1, in points (0 to 100)."})
     leave_out: bool = field(
