@@ -64,7 +64,7 @@ def openvino_engine(path: Path, precision: str, threads: int, streams: int) -> E
         "INFERENCE_NUM_THREADS": threads,
         "NUM_STREAMS": streams,
         "ENABLE_CPU_PINNING": False,  # two scorers on one machine would sit on the same core
-        # OpenVINO's fused attention is slower than its single nodes at these lengths (35 against 41 microseconds a token
+        # OpenVINO's fused attention is slower than its single nodes at these lengths (35 against 41 us a token
         # in int8), and further from the plain forward.
         "SNIPPETS_MODE": "DISABLE",
     }
