@@ -114,10 +114,10 @@ class ItemCachedScorer:
         lengths = self.store.lengths[rows]
         width = len(query) + int(lengths.max())
         width += -width % LENGTH_STEP
-        hidden = torch.zeros(len(rows), width, query.shape[1])
+        hidden = torch.empty(len(rows), width, query.shape[1])
         hidden[:, : len(query)] = query
+        self.store.read_into(rows, hidden[:, len(query) :])
         mask = torch.from_numpy(np.arange(width) < len(query) + lengths[:, None])
-        hidden[:, len(query) :][mask[:, len(query) :]] = self.store.read(rows)
         return hidden, mask.long()
 
 
@@ -173,4 +173,5 @@ def _openvino_runner(model: LRKDForSequenceClassification, precision: str, threa
         queue.wait_all()
         return iter([found[number] for number in range(len(found))])
 
+    run(iter([example]))  # as in recipes.serve.engines: first arrays, before there are two threads
     return run

@@ -224,22 +224,36 @@ class ProductStore:
         import torch
 
         lengths = self.lengths[rows]
-        ends = np.cumsum(lengths)
-        result = torch.empty(int(ends[-1]), self.manifest["hidden_size"])
+        padded = torch.empty(len(rows), int(lengths.max()), self.manifest["hidden_size"])
+        self.read_into(rows, padded)
+        return padded[torch.from_numpy(np.arange(padded.shape[1]) < lengths[:, None])]
+
+    def read_into(self, rows: np.ndarray, out: Tensor) -> None:
+        """Write the token vectors of each product into its row of `out`, float32 `(len(rows), width, hidden)`.
+
+        Behind a product's last token stands that token again, for an attention mask to hide: one pass over the memory,
+        and nothing that is not a number.
+
+        Raises:
+            UserError: A product's vectors do not match their checksum.
+        """
+        import torch
+
+        places = np.arange(out.shape[1])
         for number in np.unique(self.shard_of[rows]):
             shard, chosen = self.shards[number], np.flatnonzero(self.shard_of[rows] == number)
             own = rows[chosen] - self.first[number]
             self._verify(number, shard, own)
-            counts = lengths[chosen]
-            within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-            source = np.repeat(shard["offsets"].numpy()[own], counts) + within
-            target = torch.from_numpy(np.repeat((ends - lengths)[chosen], counts) + within)
-            index = torch.from_numpy(source)
-            vectors = shard["vectors"].index_select(0, index).float()
+            starts, last = shard["offsets"].numpy()[own], self.lengths[rows[chosen]] - 1
+            index = torch.from_numpy((starts[:, None] + np.minimum(places, last[:, None])).ravel())
+            vectors = shard["vectors"].index_select(0, index)
             if "scales" in shard:
-                vectors *= shard["scales"].index_select(0, index).unsqueeze(1)
-            result.index_copy_(0, target, vectors)
-        return result
+                vectors = vectors.float().mul_(shard["scales"].index_select(0, index).unsqueeze(1))
+            vectors = vectors.view(len(chosen), *out.shape[1:])
+            if len(chosen) == len(rows):
+                out.copy_(vectors)
+            else:
+                out[torch.from_numpy(chosen)] = vectors.float()
 
     def _verify(self, number: int, shard: dict[str, Tensor], own: np.ndarray) -> None:
         offsets, expected = shard["offsets"].numpy(), shard["checksums"].numpy()
