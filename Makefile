@@ -62,7 +62,7 @@ bench: .venv/bench  ## Speed, side by side with the peers: recipes/results (15 m
 	.venv/bin/python -m recipes.bench.latency $(BENCHED)
 	.venv/bin/python -m recipes.bench.item_cache $(BENCHED)
 	.venv/bin/python -m recipes.bench.scaling $(BENCHED)
-	.venv/bin/python -m recipes.bench.efficiency --config recipes/configs/bench/efficiency_cpu.yaml
+	MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=20000000000 .venv/bin/python -m recipes.bench.efficiency --config recipes/configs/bench/efficiency_cpu.yaml
 
 # Two test files at a time, each with one thread: more of both only get in each other's way.
 PARALLEL := -n 2 --dist loadfile

@@ -59,6 +59,7 @@ class EfficiencyArguments:
     )
     literal: bool = field(default=True, metadata={"help": "The literal forms, too."})
     training_pairs: int = field(default=8, metadata={"help": "Pairs of a training step; 0 times none."})
+    training_rounds: int = field(default=15, metadata={"help": "Rounds of the training step, whose times vary more."})
 
 
 def efficiency(arguments: EfficiencyArguments) -> dict[str, Any]:
@@ -70,7 +71,7 @@ def efficiency(arguments: EfficiencyArguments) -> dict[str, Any]:
     import torch
 
     settings = [read_setting(setting) for setting in arguments.settings]
-    for name in ("pairs", "length", "rounds"):
+    for name in ("pairs", "length", "rounds", "training_rounds"):
         if getattr(arguments, name) < 1:
             raise UserError(f"--{name} {getattr(arguments, name)}: expected at least 1.")
     make_folder(arguments.output)
@@ -93,7 +94,7 @@ def efficiency(arguments: EfficiencyArguments) -> dict[str, Any]:
             model.to(getattr(torch, precision)).eval()
         content["settings"][name] = measure_setting(models, ids, compiled, arguments.rounds, flops, name)
     if arguments.training_pairs:
-        content["training"] = measure_training(models, ids[: arguments.training_pairs], arguments.rounds)
+        content["training"] = measure_training(models, ids[: arguments.training_pairs], arguments.training_rounds)
     return content
 
 

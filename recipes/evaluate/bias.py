@@ -76,6 +76,7 @@ def bias(arguments: BiasArguments) -> dict[str, Any]:
     from recipes.data.perturb import to_pairs
     from recipes.evaluate.bias_report import plot, table
     from recipes.evaluate.predict import load, predict, schema_order
+    from recipes.evaluate.scaling import Scaling
 
     for option in ("swaps", "fewest", "limit", "batch_size", "max_length", "draws"):
         if (value := getattr(arguments, option)) is not None and value < 1:
@@ -98,10 +99,12 @@ def bias(arguments: BiasArguments) -> dict[str, Any]:
     asked = pd.DataFrame({"query": frame["query"], "product_title": frame["product_title"]})
     texts = pd.concat([asked, swapped[["query", "product_title"]]], ignore_index=True)
     texts["pair_id"] = [*frame["pair_id"], *frame["pair_id"].to_numpy()[swapped["row"]]]
-    probabilities = predict(model, tokenizer, texts, arguments.batch_size, arguments.max_length)[:, order]
     settings = model.config.to_dict()
-    probabilities = probabilities.astype(np.float64) ** (1 / (settings.get("temperature") or 1.0))
-    scores = probabilities @ np.array(schema.gains) / probabilities.sum(axis=1)
+    # As served: tier thresholds are thresholds of calibrated gains.
+    scaling = Scaling(settings.get("temperature") or 1.0, settings.get("class_scales"), settings.get("class_biases"))
+    probabilities = predict(model, tokenizer, texts, arguments.batch_size, arguments.max_length)
+    probabilities = scaling.apply(probabilities.astype(np.float64))[:, order]
+    scores = probabilities @ np.array(schema.gains)
     below, rule = filter_rule(arguments.filtered_below, settings.get("tier_thresholds"))
     worst = int(np.argmin(schema.gains))
     filtered = probabilities.argmax(axis=1) == worst if below is None else scores < below

@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -119,6 +120,11 @@ def test_from_files(folder, build_checkpoint):
     assert everything["filtered_wrongly"]["value"] == 1
     nothing = bias(arguments(**options, filtered_below=-1.0))
     assert nothing["filtered_wrongly"]["value"] == 0
+    file = Path(checkpoint, "config.json")
+    config = json.loads(file.read_text())
+    biases = [50.0 if config["id2label"][str(index)] == "Irrelevant" else 0.0 for index in range(len(ESCI.names))]
+    file.write_text(json.dumps({**config, "class_biases": biases}))  # audited as it is served: everything is Irrelevant
+    assert bias(arguments(**options))["filtered_wrongly"]["value"] == 1
 
 
 @pytest.mark.parametrize(
