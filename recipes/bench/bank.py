@@ -57,6 +57,8 @@ def bench(arguments: BankBenchArguments) -> dict[str, Any]:
 
     if min(arguments.searches, arguments.nearest, arguments.entries or 1) < 1:
         raise UserError("searches, nearest, entries: expected at least 1 each.")
+    if Path(arguments.output).is_dir():
+        raise UserError(f"--output {arguments.output}: is a folder; expected the JSON file to write.")
     config = read_student(Path(arguments.model))
     rationales = read_embedded(arguments.rationales)
     size = len(rationales["cot_embedding"].iloc[0]) if len(rationales) else 0

@@ -191,6 +191,8 @@ def test_the_verbs_measure_what_they_say(student, tmp_path):
     recalls = [row["recall"] for row in timed["rows"] if row["search"] == "cells, int8"]
     assert recalls == sorted(recalls)
     assert timed["float32_bytes"] == 4 * 100 * SIZE
+    with pytest.raises(UserError, match="is a folder"):
+        bench(BankBenchArguments(**common, output=str(tmp_path)))
 
 
 def test_invented_entries_lie_between_two_of_a_perspective():
