@@ -91,6 +91,8 @@ PRESERVING: Mapping[str, Perturbation] = {
     "emoji": emoji,
     "long_title": long_title,
 }
+# Kinds that look at the label: trained with, what they add to a text would give the label away.
+LABEL_BOUND = frozenset({"query_in_title"})
 CHANGING: Mapping[str, Perturbation] = {
     "brand_swap": brand_swap,
     "negation": negation,
@@ -218,7 +220,7 @@ def augment(frame: pd.DataFrame, schema: LabelSchema, share: float, kinds: Seque
         frame: Contract pairs.
         schema: Says which classes are relevant.
         share: Of the rows, from 0 to 1.
-        kinds: Names in `PRESERVING` to draw from; empty: all.
+        kinds: Names in `PRESERVING` to draw from; empty: all but `LABEL_BOUND`.
         seed: Of the draws.
 
     Raises:
@@ -233,7 +235,7 @@ def augment(frame: pd.DataFrame, schema: LabelSchema, share: float, kinds: Seque
             f"augment_kinds: {unknown[0]!r} is not a perturbation that leaves the label as it is; "
             f"choose from {', '.join(PRESERVING)}."
         )
-    names = list(kinds) or list(PRESERVING)
+    names = list(kinds) or [kind for kind in PRESERVING if kind not in LABEL_BOUND]
     queries, titles = frame["query"].tolist(), frame["product_title"].tolist()
     for row, (pair_id, pair) in enumerate(zip(frame["pair_id"], to_pairs(frame, schema), strict=True)):
         rng = random.Random(f"augment {seed} {pair_id}")

@@ -124,7 +124,7 @@ class DistillArguments:
                           "guiding embedding kept (recipes/data/perturb.py); drawn once, by seed."},
     )  # fmt: skip
     augment_kinds: list[str] | None = field(
-        default=None, metadata={"help": "Perturbations to draw from (None: all that keep the label)."}
+        default=None, metadata={"help": "Perturbations to draw from (None: all that keep the label, whatever it is)."}
     )
     seed: int = field(default=0, metadata={"help": "Of initial weights, order and dropout."})
     device: Literal["auto", "cpu"] = field(default="auto", metadata={"help": "auto: a GPU where there is one."})

@@ -190,6 +190,11 @@ def test_augment_changes_the_share_it_is_told_and_keeps_the_rest(bazaar):
     pd.testing.assert_frame_equal(changed, augment(pairs, schema, 0.4, [], seed=1))
     assert not changed.equals(augment(pairs, schema, 0.4, [], seed=2))
     pd.testing.assert_frame_equal(augment(pairs, schema, 0.0, [], seed=1), pairs)
+    everything = augment(pairs, schema, 1.0, [], seed=1)
+    # A title that ends with the query would tell the student that the product is irrelevant.
+    assert not (everything["product_title"] == pairs["product_title"] + " | " + pairs["query"]).any()
+    spam = augment(pairs, schema, 1.0, ["query_in_title"], seed=1)
+    assert (spam["product_title"] == pairs["product_title"] + " | " + pairs["query"]).any()
     upper = augment(pairs, schema, 1.0, ["case"], seed=1)
     assert (upper["query"] == pairs["query"].str.upper()).all()
 
