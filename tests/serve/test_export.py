@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnxruntime
+import openvino
 import pytest
 import torch
 from onnx import numpy_helper
@@ -15,7 +16,7 @@ from modeling_lrkd import LRKDForSequenceClassification
 from recipes.arguments import UserError
 from recipes.serve import export as exporting
 from recipes.serve.export import ExportArguments, check_drops, export
-from recipes.serve.graphs import save_float32
+from recipes.serve.graphs import products_of_activations, save_float32
 from recipes.serve.plan import FILES, choose, exported_forms
 from recipes.serve.scorer import Scorer
 from tests.serve.conftest import save_student
@@ -48,6 +49,22 @@ def test_the_record_and_the_files(exported):
     assert record["forms"]["torch-float32"]["macro_f1"] == 1.0  # the labels are the plain model's own
     assert record["forms"]["onnx-float32"]["drop_points"] == 0.0
     assert record["largest_difference"] <= 1e-4
+
+
+def test_products_with_weights_are_in_int8_and_attention_is_not(exported):
+    def products(form):
+        graph = openvino.Core().read_model(exported / FILES[form])
+        return graph, [node for node in graph.get_ordered_ops() if node.get_type_name() == "MatMul"]
+
+    attention = set(products_of_activations(products("openvino-float32")[0]))
+    quantised = {
+        node.get_friendly_name(): any(value.get_node().get_type_name() == "FakeQuantize" for value in node.input_values())
+        for node in products("openvino-int8")[1]
+    }
+    assert attention
+    assert attention < quantised.keys()
+    assert not any(quantised[name] for name in attention)
+    assert sum(quantised.values()) >= 6  # query, key, value, output and the two of the feed-forward, a layer
 
 
 def test_a_form_that_loses_too_much_is_refused_and_the_old_export_stays(student, pairs, exported, monkeypatch):
