@@ -58,7 +58,9 @@ def test_products_with_weights_are_in_int8_and_attention_is_not(exported):
 
     attention = set(products_of_activations(products("openvino-float32")[0]))
     quantised = {
-        node.get_friendly_name(): any(value.get_node().get_type_name() == "FakeQuantize" for value in node.input_values())
+        node.get_friendly_name(): any(
+            value.get_node().get_type_name() == "FakeQuantize" for value in node.input_values()
+        )
         for node in products("openvino-int8")[1]
     }
     assert attention
