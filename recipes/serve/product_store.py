@@ -215,19 +215,6 @@ class ProductStore:
             )
         return self._order[places]
 
-    def read(self, rows: np.ndarray) -> Tensor:
-        """Return the token vectors of products, one after the other, float32 `(sum of their lengths, hidden)`.
-
-        Raises:
-            UserError: A product's vectors do not match their checksum.
-        """
-        import torch
-
-        lengths = self.lengths[rows]
-        padded = torch.empty(len(rows), int(lengths.max()), self.manifest["hidden_size"])
-        self.read_into(rows, padded)
-        return padded[torch.from_numpy(np.arange(padded.shape[1]) < lengths[:, None])]
-
     def read_into(self, rows: np.ndarray, out: Tensor) -> None:
         """Write the token vectors of each product into its row of `out`, float32 `(len(rows), width, hidden)`.
 
