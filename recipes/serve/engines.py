@@ -66,7 +66,7 @@ def openvino_engine(path: Path, precision: str, threads: int, streams: int) -> E
         "NUM_STREAMS": streams,
         "ENABLE_CPU_PINNING": False,  # two scorers on one machine would sit on the same core
     }
-    # OpenVINO's fused attention is slower than its single nodes at these lengths (41 against 35 us a token in int8),
+    # OpenVINO's fused attention is slower than its single nodes at these lengths (short texts, profiled),
     # and further from the plain forward. The option is not a documented one, and a version may not know it.
     try:
         compiled = openvino.Core().compile_model(path, "CPU", {**options, "SNIPPETS_MODE": "DISABLE"})

@@ -120,7 +120,7 @@ def quantise_openvino(folder: Path, batches: list[dict[str, NDArray[np.int64]]])
     """Write the OpenVINO model: weights and activations in int8, ranges from the calibration batches.
 
     Products of two activations, attention's, stay as they are: in int8 they cost more to lay out anew than they save,
-    and more than half of the error.
+    and most of the error.
     """
     import logging
 

@@ -265,7 +265,7 @@ class Scorer:
         if not finite.all():
             row = window.first + int(np.argmin(finite))
             raise UserError(f"row {row}: the model's logits are NaN or infinite. Its weights are damaged.")
-        # Once a window: batch by batch it would take a tenth of the time of the scoring.
+        # Once a window: batch by batch, many small torch calls would take the cores from the engine.
         yield from served_probabilities(self.config, logits)
 
 
