@@ -97,7 +97,7 @@ def read_apart(
     same = segments.unsqueeze(2) == segments.unsqueeze(1)  # (batch, from, to)
     # What padding reads does not matter, but it has to read something: nothing gives NaN.
     allowed = mask.unsqueeze(1) & (same | ~mask.unsqueeze(2))
-    return _through(encoder, slice(0, layers), states, allowed.unsqueeze(1))
+    return through_layers(encoder, slice(0, layers), states, allowed.unsqueeze(1))
 
 
 def read_together(encoder: Any, layers: int, hidden_states: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
@@ -112,7 +112,7 @@ def read_together(encoder: Any, layers: int, hidden_states: Tensor, mask: Tensor
     Returns:
         `hidden_states` and each layer's output, `(batch, length, hidden)` each.
     """
-    return _through(encoder, slice(layers, None), hidden_states, mask[:, None, None, :])
+    return through_layers(encoder, slice(layers, None), hidden_states, mask[:, None, None, :])
 
 
 def as_encoder_output(encoder: Any, states: tuple[Tensor, ...]) -> BaseModelOutputWithPooling:
@@ -122,8 +122,18 @@ def as_encoder_output(encoder: Any, states: tuple[Tensor, ...]) -> BaseModelOutp
     return BaseModelOutputWithPooling(last_hidden_state=last, pooler_output=pooler, hidden_states=states)
 
 
-def _through(encoder: Any, which: slice, hidden_states: Tensor, allowed: Tensor) -> tuple[Tensor, ...]:
-    """Run some of the layers under a mask `(batch, 1, length or 1, length)`, True where a token may look."""
+def through_layers(encoder: Any, which: slice, hidden_states: Tensor, allowed: Tensor) -> tuple[Tensor, ...]:
+    """Run some of the layers of an encoder, as its own forward would.
+
+    Args:
+        encoder: Of one of the families `SEPARABLE`, with attention `sdpa` or `eager`.
+        which: Layers, by number.
+        hidden_states: What goes into the first of them, `(batch, length, hidden)`.
+        allowed: True where a token may look, `(batch, 1, length or 1, length)`.
+
+    Returns:
+        `hidden_states` and each layer's output, `(batch, length, hidden)` each.
+    """
     implementation = encoder.config._attn_implementation
     if implementation == "sdpa":
         attention_mask = allowed

@@ -70,6 +70,11 @@ class DistillArguments:
     guidance_weight: float = field(default=0.1, metadata={"help": "λ of eq. 9; 0 switches the guidance off."})
     guidance_loss: Literal["mse", "cosine", "infonce"] = field(default="mse", metadata={"help": "Eq. 8 is mse."})
     guidance_reduction: Literal["sum", "mean"] = field(default="sum", metadata={"help": "Over dimensions; eq. 8: sum."})
+    frozen_layers: int = field(
+        default=0,
+        metadata={"help": "First layers of the encoder, and its embeddings, that keep their pretrained weights: "
+                          "fewer pairs, less time (0: all are trained, as in the paper)."},
+    )  # fmt: skip
     encoder_dropout: float | None = field(
         default=None, metadata={"help": "Of every layer of the encoder, attention too (None: its own)."}
     )
@@ -238,6 +243,7 @@ def check_options(arguments: DistillArguments) -> None:
         "rival_weight",
         "rival_score_weight",
         "separate_layers",
+        "frozen_layers",
     )
     for name in nonnegative:
         if getattr(arguments, name) < 0:
@@ -341,6 +347,7 @@ def _build_trainer(
     from modeling_lrkd import LRKDForSequenceClassification
     from recipes.minilm import public_name, resolve_encoder
     from recipes.student.dataset import PairCollator, PairDataset
+    from recipes.student.frozen import freeze
     from recipes.student.trainer import LRKDTrainer
 
     # One folder a student, so that several can be looked at side by side.
@@ -405,6 +412,8 @@ def _build_trainer(
         for module in model.encoder.modules():
             if isinstance(module, torch.nn.Dropout):
                 module.p = arguments.encoder_dropout
+    if arguments.frozen_layers:
+        freeze(model.encoder, arguments.frozen_layers, remember=training_arguments.use_cpu and arguments.epochs > 1)
     model.config.encoder_config._name_or_path = public_name(arguments.encoder)  # config.json travels
     train = PairDataset(pairs["train"], tokenizer, schema.label2id, arguments.max_length, embeddings)
     validation = PairDataset(pairs["validation"], tokenizer, schema.label2id, arguments.max_length, sort_by_length=True)
