@@ -50,6 +50,8 @@ VERBS = {
     "student/bazaar_minilm.yaml": DistillArguments,
     "student/demo_bench.yaml": BenchArguments,
     "student/esci_bench.yaml": BenchArguments,
+    "student/esci_frozen.yaml": DistillArguments,
+    "student/esci_frozen_tune.yaml": BenchArguments,
     "student/esci_matrix.yaml": BenchArguments,
     "student/esci_guidance.yaml": BenchArguments,
     "student/esci_item_cached.yaml": DistillArguments,

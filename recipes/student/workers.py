@@ -40,6 +40,7 @@ def run_all(
     waiting = list(planned)
     free = list(range(workers))
     running: dict[int, tuple[subprocess.Popen[bytes], PlannedRun]] = {}
+    shown = ""
     with tqdm(total=len(waiting), unit="run", disable=not waiting) as bar:
         try:
             while waiting or running:
@@ -47,7 +48,10 @@ def run_all(
                     slot, one = free.pop(0), waiting.pop(0)
                     gpu = gpus[slot % len(gpus)] if len(gpus) > 1 else None
                     running[slot] = (_start(one, split, workers, gpu), one)
-                bar.set_postfix_str(", ".join(one.name for _, one in running.values()))  # and the time that went by
+                # The time that went by too, on a screen; into a log only when something has changed.
+                names = ", ".join(one.name for _, one in running.values())
+                bar.set_postfix_str(names, refresh=sys.stderr.isatty() or names != shown)
+                shown = names
                 time.sleep(0.5)
                 for slot, (process, one) in list(running.items()):
                     if process.poll() is not None:
