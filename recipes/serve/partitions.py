@@ -18,7 +18,7 @@ from recipes.record import sha256
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    from pyarrow.fs import FileSystem
+    from pyarrow.fs import FileInfo, FileSystem
 
 MANIFEST = "_manifest.json"  # what reads a folder of parquet leaves such names alone
 
@@ -61,12 +61,26 @@ class Storage:
             raise UserError(f"{self.uri}: not a storage that can be reached ({error}).") from None
         return file_system, path.rstrip("/")
 
+    def info(self, name: str = "") -> FileInfo:
+        """Return what is known of a file of the folder; without a name: of the folder or file itself.
+
+        Raises:
+            UserError: The storage does not answer, or not to us.
+        """
+        file_system, folder = self.open()
+        try:
+            return file_system.get_file_info(f"{folder}/{name}".rstrip("/"))
+        except OSError as error:
+            advice = "Check the path" + (
+                ", the network, and AWS_ENDPOINT_URL, AWS_REGION and the credentials in the environment."
+                if self.uri.startswith("s3://")
+                else ", and whether you may read it."
+            )
+            raise UserError(f"{self.uri}: could not be reached ({error}). {advice}") from None
+
     def exists(self, name: str) -> bool:
         """Whether the folder holds such a file."""
-        from pyarrow.fs import FileType
-
-        file_system, folder = self.open()
-        return file_system.get_file_info(f"{folder}/{name}").type == FileType.File
+        return bool(self.info(name).is_file)
 
     def read_json(self, name: str) -> dict[str, Any] | None:
         """Return a JSON file of the folder, None if there is none."""
@@ -77,7 +91,7 @@ class Storage:
             return dict(json.loads(file.read()))
 
     def write(self, name: str, content: bytes) -> None:
-        """Write a file of the folder: on disks beside it and renamed, elsewhere as one object.
+        """Write a file of the folder: on disks beside it and renamed, elsewhere as one object (which needs no folder).
 
         Raises:
             UserError: The storage refuses it.
@@ -88,14 +102,16 @@ class Storage:
         is_local = isinstance(file_system, LocalFileSystem)
         place = f"{folder}/.{name}.tmp" if is_local else f"{folder}/{name}"
         try:
-            file_system.create_dir(folder, recursive=True)
+            if is_local:
+                file_system.create_dir(folder, recursive=True)
             with file_system.open_output_stream(place) as file:
                 file.write(content)
             if is_local:
                 file_system.move(place, f"{folder}/{name}")
         except OSError as error:
             raise UserError(
-                f"{self.uri}/{name}: could not be written ({error}). Nothing that stands is lost."
+                f"{self.uri}/{name}: could not be written ({error}). Nothing that stands is lost: see that the folder "
+                "or bucket is there and may be written to, and run the same command again."
             ) from None
 
 
@@ -118,8 +134,8 @@ def find_inputs(storage: Storage, columns: Sequence[str], taken: Sequence[str]) 
     from pyarrow.fs import FileSelector, FileType, LocalFileSystem
 
     file_system, root = storage.open()
+    info = storage.info()
     try:
-        info = file_system.get_file_info(root)
         if info.type == FileType.Directory:
             found = file_system.get_file_info(FileSelector(root, recursive=True))
             files = sorted((f for f in found if f.path.endswith(".parquet")), key=lambda file: file.path)
@@ -184,12 +200,10 @@ def read_partition(storage: Storage, partition: Partition) -> pa.Table:
     """Read the rows of one partition, and of the row groups that they lie in no others."""
     import pyarrow as pa
     import pyarrow.parquet as pq
-    from pyarrow.fs import FileType
 
     file_system, root = storage.open()
-    is_file = file_system.get_file_info(root).type == FileType.File
     try:
-        with file_system.open_input_file(root if is_file else f"{root}/{partition.path}") as source:
+        with file_system.open_input_file(root if storage.info().is_file else f"{root}/{partition.path}") as source:
             parquet = pq.ParquetFile(source)
             groups, before, seen = [], None, 0
             for number in range(parquet.num_row_groups):

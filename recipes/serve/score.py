@@ -72,8 +72,12 @@ def score(arguments: ScoreArguments) -> dict[str, Any]:
     if on_ray and importlib.util.find_spec("ray") is None:
         raise UserError("ray is not installed; several workers need it: pip install -e '.[ray]' -c constraints.txt")
     source, target = Storage(arguments.input), Storage(arguments.output)
-    if source.open()[1] == target.open()[1]:
-        raise UserError(f"output: is the input, {arguments.output}. Choose another folder.")
+    if arguments.output.startswith("hf://"):
+        raise UserError(
+            f"output: {arguments.output}: results go to a folder or s3://; `hf upload` takes a folder there."
+        )
+    if f"{target.open()[1]}/".startswith(f"{source.open()[1]}/"):  # the next run would take them for its input
+        raise UserError(f"output: {arguments.output} is the input, or lies in it. Choose another folder.")
     job, settings = _job(arguments)
     settings["inputs"] = find_inputs(source, (arguments.query_column, arguments.product_column), ADDED)
     manifest = _claim(target, settings)

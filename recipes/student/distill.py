@@ -206,8 +206,8 @@ def distill(arguments: DistillArguments) -> dict[str, Any]:
         "log": trainer.state.log_history,
     }
     state = trainer.accelerator.get_state_dict(trainer.model)  # all processes: each may hold but a part (FSDP)
-    state = {name: state[name] for name in model.state_dict()}  # without what a rival trains with
-    if trainer.is_world_process_zero():
+    if trainer.is_world_process_zero():  # under FSDP the only one that now has all parts
+        state = {name: state[name] for name in model.state_dict()}  # without what a rival trains with
         save_student(model, trainer.processing_class, record, output, perspectives, state_dict=state)
     trainer.accelerator.wait_for_everyone()
     return record

@@ -5,10 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from accelerate import DistributedType, PartialState
+from accelerate.utils import parse_flag_from_env
 from torch import nn
 from torch.utils.data import Sampler
 from transformers import Trainer
 
+from recipes.arguments import UserError
 from recipes.student.dataset import LengthBucketSampler
 
 LOSS_PARTS = (
@@ -38,6 +41,29 @@ class LRKDTrainer(Trainer):
         super().__init__(*args, **kwargs)
         self.head_learning_rate = head_learning_rate
         self._loss_parts: dict[str, list[torch.Tensor]] = {name: [] for name in LOSS_PARTS}
+        if self.is_fsdp_enabled:
+            self._check_layers(self.accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap or [])
+
+    def _check_layers(self, names: list[str]) -> None:
+        """Refuse an encoder without the layers that are to be sharded."""
+        classes = {type(module).__name__ for module in self.model.modules()}
+        if missing := [name for name in names if name not in classes]:
+            raise UserError(
+                f"fsdp_transformer_layer_cls_to_wrap: the encoder has no {missing[0]}. Expected the class of its layers"
+                f", of {', '.join(sorted(name for name in classes if name.endswith('Layer')))}: correct the file of "
+                "`accelerate launch --config_file`."
+            )
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """Let accelerate shard (FSDP) on CPUs too: torch does, through gloo.
+
+        By itself it turns to FSDP from MULTI_GPU alone, and CPU processes would each train the whole model without a
+        word. By now they are joined and know their device, so that nothing else is read from this type.
+        """
+        state = PartialState()
+        if parse_flag_from_env("ACCELERATE_USE_FSDP") and state.distributed_type == DistributedType.MULTI_CPU:
+            state.distributed_type = DistributedType.MULTI_GPU  # becomes FSDP in the next line
+        super().create_accelerator_and_postprocess()
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Build the optimizer of the training arguments over four groups: encoder or head, decayed or not."""

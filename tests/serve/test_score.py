@@ -232,7 +232,7 @@ def test_inputs_that_cannot_be(options, tmp_path):
         run(options)
     with pytest.raises(UserError, match="not a storage that can be reached"):
         run(options, input="gopher://pairs")
-    with pytest.raises(UserError, match="output: is the input"):
+    with pytest.raises(UserError, match="is the input, or lies in it"):
         run(options, output=options["input"])
     with pytest.raises(UserError, match="workers: expected 1 or more, got 0"):
         run(options, workers=0)

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, Trainer, TrainingArguments, pipeline
 
@@ -232,26 +234,65 @@ def test_a_full_disk_says_so_and_loses_nothing(options):
     assert "Going on from" in again.stdout
 
 
-def test_two_processes_equal_one_with_twice_the_batch(options, workspace):
-    options = {**options, "epochs": 2}
-    config = "recipes/configs/accelerate/two_cpu_processes.yaml"
-    launcher = ("-m", "accelerate.commands.launch", "--config_file", config, "--main_process_port", "0")
+ACCELERATE = ROOT / "recipes" / "configs" / "accelerate"
+
+
+def launch(options, config, **how):
+    """Start `accelerate launch` and, through it, the processes of its file."""
+    launcher = ("-m", "accelerate.commands.launch", "--config_file", str(config), "--main_process_port", "0")
+    return subprocess.Popen(command(options, sys.executable, *launcher), cwd=ROOT, env=environment(), **how)
+
+
+@pytest.mark.parametrize(("config", "kind"), [("two_cpu_processes", "MULTI_CPU"), ("two_cpu_processes_fsdp", "FSDP")])
+def test_two_processes_equal_one_with_twice_the_batch(options, workspace, config, kind):
     two = {**options, "output": str(workspace / "two"), "batch_size": 4}
-    subprocess.run(
-        command(two, sys.executable, *launcher),
-        cwd=ROOT,
-        env=environment(),
-        check=True,
-        capture_output=True,
-        text=True,
-    )
+    process = launch(two, ACCELERATE / f"{config}.yaml", stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    output, _ = process.communicate()
+    assert process.returncode == 0, output[-3000:]
     record = json.loads((workspace / "two" / "training.json").read_text())
-    assert (record["processes"], record["distributed_type"]) == (2, "MULTI_CPU")
+    assert (record["processes"], record["distributed_type"]) == (2, kind)
     one = student(options)
-    assert record["steps"] == one["steps"]
+    assert (record["steps"], record["parameters"]) == (one["steps"], one["parameters"])
     assert_same_weights(weights(options["output"]), weights(workspace / "two"), atol=2e-5, rtol=1e-3)
+    AutoModelForSequenceClassification.from_pretrained(workspace / "two")
     assert record["validation"]["accuracy"] == one["validation"]["accuracy"]
     assert record["validation"]["nll"] == pytest.approx(one["validation"]["nll"], rel=1e-4)
+
+
+def test_a_sharded_run_that_was_killed_ends_as_if_it_had_not_been(options, workspace):
+    options = {**options, "epochs": 6}
+    two = {**options, "output": str(workspace / "two"), "batch_size": 4}
+    config = ACCELERATE / "two_cpu_processes_fsdp.yaml"
+    process = launch(two, config, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    checkpoints, deadline = workspace / "two" / "checkpoints", time.monotonic() + 240
+    while process.poll() is None and time.monotonic() < deadline:
+        if any(checkpoints.glob("checkpoint-*/trainer_state.json")):
+            break
+        time.sleep(0.01)
+    assert process.poll() is None, "it ended before it could be killed"
+    workers = psutil.Process(process.pid).children(recursive=True)  # in sessions of their own: they outlive it
+    process.kill()
+    for worker in workers:
+        worker.kill()
+    psutil.wait_procs(workers)
+    process.wait()
+    assert not (workspace / "two" / "training.json").exists(), "it ended before it could be killed"
+    assert list(checkpoints.glob("checkpoint-*/pytorch_model_fsdp.bin")), "it was not sharded"
+    process = launch(two, config, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    output, _ = process.communicate()
+    assert process.returncode == 0, output[-3000:]
+    assert "Going on from" in output
+    one = student(options)
+    assert json.loads((workspace / "two" / "training.json").read_text())["steps"] == one["steps"]
+    assert_same_weights(weights(options["output"]), weights(workspace / "two"), atol=2e-5, rtol=1e-3)
+
+
+def test_gpus_shard_as_the_tested_processes_do():
+    cpu, gpu = (
+        yaml.safe_load((ACCELERATE / f"{name}_fsdp.yaml").read_text()) for name in ("two_cpu_processes", "four_gpus")
+    )
+    assert gpu["fsdp_config"] == cpu["fsdp_config"]
+    assert gpu["distributed_type"] == cpu["distributed_type"] == "FSDP"
 
 
 def test_accumulated_batches_equal_one_large_batch(options, workspace):
@@ -319,6 +360,16 @@ def test_settings_that_cannot_be(options, changes, message):
 def test_an_encoder_that_does_not_exist(options):
     with pytest.raises(UserError, match=r"encoder 'no/such-encoder' \(revision None\) cannot be loaded"):
         student(options, encoder="no/such-encoder")
+
+
+def test_layers_to_shard_that_the_encoder_does_not_have(options, workspace):
+    config = yaml.safe_load((ACCELERATE / "two_cpu_processes_fsdp.yaml").read_text())
+    config["fsdp_config"]["fsdp_transformer_layer_cls_to_wrap"] = "XLMRobertaLayer"
+    (workspace / "fsdp.yaml").write_text(yaml.safe_dump(config))
+    process = launch(options, workspace / "fsdp.yaml", stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    output, _ = process.communicate()
+    assert "error: fsdp_transformer_layer_cls_to_wrap: the encoder has no XLMRobertaLayer" in output, output[-3000:]
+    assert "BertLayer: correct the file" in output
 
 
 def test_embeddings_with_nan(options):
