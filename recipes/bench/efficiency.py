@@ -8,6 +8,9 @@ Weights are random: the time does not depend on them. Extractors are timed in po
 the equations (`mlp, literal`), all on one encoder, in rounds. Overheads are the median of the rounds' ratios, with its
 95 % interval. `extractor alone` times nothing but the extractor, on given token vectors, against the same rounds'
 plain forward: where it is a hundredth of that, the noise of two whole forwards hides it.
+
+bfloat16 on a CPU that only emulates it, many times slower than float32, says nothing of an extractor: such settings are
+left out and named, and the training step is then float32.
 """
 
 from __future__ import annotations
@@ -19,11 +22,13 @@ from typing import TYPE_CHECKING, Any, Literal
 from recipes.arguments import UserError, command_line, parse, run, to_dict
 from recipes.bench.measure import (
     RESULTS,
+    emulated,
     facts,
     interleave,
     paired_ratio,
     peak_memory,
     percentiles,
+    show_left_out,
     show_overhead,
     table,
     write_results,
@@ -53,6 +58,7 @@ class EfficiencyArguments:
     pairs: int = field(default=100, metadata={"help": "Pairs a batch (the paper: 100)."})
     length: int = field(default=128, metadata={"help": "Tokens a pair (the paper: 128)."})
     rounds: int = field(default=5, metadata={"help": "Rounds; every variant is timed once in each."})
+    patience: float = field(default=45.0, metadata={"help": "Seconds after which no 4th or later round begins."})
     settings: list[str] = field(
         default_factory=lambda: ["sdpa-float32", "sdpa-bfloat16"],
         metadata={"help": "Attention, precision, and whether compiled: eager-float32, sdpa-bfloat16-compiled..."},
@@ -66,16 +72,24 @@ def efficiency(arguments: EfficiencyArguments) -> dict[str, Any]:
     """Measure every setting; return what efficiency.json holds.
 
     Raises:
-        UserError: A setting is unknown or a number below 1.
+        UserError: A setting is unknown, a number below 1, or this CPU multiplies none of the settings.
     """
     import torch
 
-    settings = [read_setting(setting) for setting in arguments.settings]
+    from recipes.serve.plan import cpu_flags
+
+    settings = {setting: read_setting(setting) for setting in arguments.settings}
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    flags = cpu_flags()
+    precisions = {setting: precision for setting, (_, precision, _) in settings.items()}
+    left_out = {} if device.type == "cuda" else emulated(precisions, flags)
+    if len(left_out) == len(settings):
+        raise UserError(f"--settings {' '.join(settings)}: this CPU only emulates them. Add sdpa-float32.")
+    step = "bfloat16" if device.type == "cuda" or not emulated({"step": "bfloat16"}, flags) else "float32"
     for name in ("pairs", "length", "rounds", "training_rounds"):
         if getattr(arguments, name) < 1:
             raise UserError(f"--{name} {getattr(arguments, name)}: expected at least 1.")
     make_folder(arguments.output)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     models, parameters = build_models(arguments.size, device, arguments.literal)
     config = models["plain"].config.encoder_config
     ids = torch.randint(5, config.vocab_size, (arguments.pairs, arguments.length), device=device)
@@ -86,15 +100,18 @@ def efficiency(arguments: EfficiencyArguments) -> dict[str, Any]:
         "parameters": parameters,
         "forward_flops": flops,
         "settings": {},
+        "left_out": left_out,
     }
-    for attention, precision, compiled in settings:
-        name = "-".join([attention, precision] + ["compiled"] * compiled)
+    for name, (attention, precision, compiled) in settings.items():
+        if name in left_out:
+            continue
         for model in models.values():
             model.set_attn_implementation(attention)
             model.to(getattr(torch, precision)).eval()
-        content["settings"][name] = measure_setting(models, ids, compiled, arguments.rounds, flops, name)
+        content["settings"][name] = measure_setting(models, ids, compiled, arguments, flops, name)
     if arguments.training_pairs:
-        content["training"] = measure_training(models, ids[: arguments.training_pairs], arguments.training_rounds)
+        content["training_precision"] = step
+        content["training"] = measure_training(models, ids[: arguments.training_pairs], arguments, step)
     return content
 
 
@@ -170,7 +187,7 @@ def synchronised(function: Callable[[], Any]) -> Callable[[], None]:
 
 
 def measure_setting(
-    models: dict[str, Any], ids: torch.Tensor, compiled: bool, rounds: int, flops: float, name: str
+    models: dict[str, Any], ids: torch.Tensor, compiled: bool, arguments: EfficiencyArguments, flops: float, name: str
 ) -> dict[str, Any]:
     """Time all variants in one attention implementation and precision."""
     import torch
@@ -191,7 +208,7 @@ def measure_setting(
     }
     result: dict[str, Any] = {"variants": {}}
     with torch.inference_mode():
-        seconds = interleave({**forwards, **({} if compiled else alone)}, rounds, name)
+        seconds = interleave({**forwards, **({} if compiled else alone)}, arguments.rounds, name, arguments.patience)
         for variant, forward in forwards.items():
             with peak_memory() as memory:
                 forward()
@@ -216,8 +233,10 @@ def matmul_flops_per_second(dtype: torch.dtype, device: torch.device) -> float:
     return 2 * size**3 / min(times)
 
 
-def measure_training(models: dict[str, Any], ids: torch.Tensor, rounds: int) -> dict[str, Any]:
-    """Time a step of AdamW of plain BERT and of LRKD-GAT, guidance included, in bfloat16 autocast."""
+def measure_training(
+    models: dict[str, Any], ids: torch.Tensor, arguments: EfficiencyArguments, precision: str
+) -> dict[str, Any]:
+    """Time a step of AdamW of plain BERT and of LRKD-GAT, guidance included, in float32 or in bfloat16 autocast."""
     import torch
 
     def stepper(model: nn.Module, guided: bool) -> Callable[[], None]:
@@ -229,7 +248,7 @@ def measure_training(models: dict[str, Any], ids: torch.Tensor, rounds: int) -> 
             inputs["cot_embeddings"] = torch.randn(len(ids), model.config.reasoning_dim, device=ids.device)
 
         def step() -> None:
-            with torch.autocast(ids.device.type, torch.bfloat16):
+            with torch.autocast(ids.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
                 loss = model(**inputs).loss
             loss.backward()
             optimizer.step()
@@ -238,7 +257,7 @@ def measure_training(models: dict[str, Any], ids: torch.Tensor, rounds: int) -> 
         return synchronised(step)
 
     steps = {"plain": stepper(models["plain"], False), "gat": stepper(models["gat"], True)}
-    seconds = interleave(steps, rounds, "training step")
+    seconds = interleave(steps, arguments.training_rounds, "training step", arguments.patience)
     result = {}
     for variant, step in steps.items():
         with peak_memory() as memory:
@@ -285,10 +304,11 @@ def format_tables(content: dict[str, Any]) -> str:
             }
             for variant, values in content["training"].items()
         ]
-        parts.append(
-            f"{options['training_pairs']} pairs, AdamW, bfloat16 autocast, guidance included.\n\n{table(rows)}"
-        )
-    return f"{options['pairs']} pairs of {options['length']} tokens, {options['size']}.\n\n" + "\n\n".join(parts)
+        precision = "float32" if content["training_precision"] == "float32" else "bfloat16 autocast"
+        pairs = min(options["training_pairs"], options["pairs"])  # the same batch, or its first rows
+        parts.append(f"{pairs} pairs, AdamW, {precision}, guidance included.\n\n{table(rows)}")
+    head = f"{options['pairs']} pairs of {options['length']} tokens, {options['size']}.\n\n"
+    return head + "\n\n".join(parts) + show_left_out(content["left_out"])
 
 
 def main() -> None:

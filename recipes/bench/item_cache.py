@@ -6,7 +6,8 @@
 Side by side, in turn, in one run: the student uncached through torch; a plain student through the scorer, as
 `recipes.serve.export` made it fastest; and the same queries against a store. A student that reads all together is
 given each k of `--separate_layers` for the occasion: speed does not depend on the weights. What k costs in accuracy is
-measured by recipes/configs/student/esci_item_cached_bench.yaml. Writes item_cache.json and item_cache.md.
+measured by recipes/configs/student/esci_item_cached_bench.yaml. The joint layers are computed in bfloat16 where the CPU
+multiplies it, else in float32. Writes item_cache.json and item_cache.md.
 """
 
 from __future__ import annotations
@@ -21,11 +22,14 @@ from typing import TYPE_CHECKING, Any
 
 from recipes.arguments import UserError, command_line, parse, run, to_dict
 from recipes.bench.measure import (
+    LEAST_ROUNDS,
     RESULTS,
+    emulated,
     facts,
     interleave,
     paired_ratio,
     percentiles,
+    show_left_out,
     show_ratio,
     table,
     write_results,
@@ -53,6 +57,12 @@ class ItemCacheArguments:
     uncached_up_to: int = field(default=1000, metadata={"help": "Most candidates that torch is asked for uncached."})
     threads: int | None = field(default=None, metadata={"help": "Cores (None: all)."})
     rounds: int = field(default=5, metadata={"help": "Times that each system is asked, in turn."})
+    patience: float = field(
+        default=45.0,
+        metadata={
+            "help": "Seconds after which no 4th or later round begins; a count that needs twice as long is left out."
+        },
+    )
 
 
 def apart(student: Path, k: int, folder: Path) -> Path:
@@ -74,6 +84,7 @@ def item_cache(arguments: ItemCacheArguments) -> dict[str, Any]:
 
     from recipes.bench.student import prepare, timed_pairs
     from recipes.serve.item_cached import ItemCachedScorer
+    from recipes.serve.plan import cpu_flags
     from recipes.serve.scorer import Scorer, usable_cores
 
     for name in ("candidates", "separate_layers"):
@@ -89,6 +100,8 @@ def item_cache(arguments: ItemCacheArguments) -> dict[str, Any]:
     students = {
         k: apart(exported, k, Path(arguments.work, f"apart-{k}")) for k in ([own] if own else arguments.separate_layers)
     }
+    left_out = emulated({"OpenVINO bfloat16": "bfloat16"}, cpu_flags())
+    fast = "float32" if left_out else "bfloat16"
     stores: list[dict[str, Any]] = []
     systems: dict[str, ItemCachedScorer] = {}
     reference = {}
@@ -98,7 +111,7 @@ def item_cache(arguments: ItemCacheArguments) -> dict[str, Any]:
         for dtype in DTYPES:
             stores.append({"k": k, "dtype": dtype, **_make_store(student, frame, dtype, arguments.work, threads)})
             folder = stores[-1].pop("folder")
-            for backend, precision in (("torch", "float32"), ("openvino", "bfloat16")):
+            for backend, precision in (("torch", "float32"), ("openvino", fast)):
                 if backend == "openvino" or dtype == "float32" or k == min(students):
                     name = f"k={k}, {dtype} store, {backend} {precision}"
                     cached = ItemCachedScorer(str(student), folder, backend, precision, threads)  # type: ignore[arg-type]
@@ -107,16 +120,22 @@ def item_cache(arguments: ItemCacheArguments) -> dict[str, Any]:
                     if backend == "openvino" and dtype != "float32":
                         systems[name] = cached
     cells, ratios = [], []
+    round_seconds = 0.0  # of one candidate, uncached torch aside
     first = min(students)
     with Scorer(students[first], "torch", threads=threads) as torch_scorer, Scorer(exported, threads=threads) as plain:
-        for count in arguments.candidates:
+        for count in sorted(arguments.candidates):
+            expected = count * round_seconds
+            if (1 + LEAST_ROUNDS) * expected > 2 * arguments.patience:
+                left_out[f"{count:,} candidates"] = f"a round would take about {expected:.0f} s here"
+                continue
             pairs = [(query, title) for title in titles[:count]]
             variants: dict[str, Callable[[], Any]] = {PLAIN: lambda pairs=pairs: list(plain.score(pairs))}
             if count <= arguments.uncached_up_to:
                 variants[UNCACHED] = lambda pairs=pairs: list(torch_scorer.score(pairs))
             for name, cached in systems.items():
                 variants[name] = lambda cached=cached, count=count: cached.score(query, titles[:count])
-            seconds = interleave(variants, arguments.rounds, f"{count} candidates")
+            seconds = interleave(variants, arguments.rounds, f"{count} candidates", arguments.patience)
+            round_seconds = sum(min(values) for name, values in seconds.items() if name != UNCACHED) / count
             for name, values in seconds.items():
                 cells.append(
                     {"candidates": count, "system": name, "seconds": percentiles(values), "rounds": len(values)}
@@ -131,6 +150,8 @@ def item_cache(arguments: ItemCacheArguments) -> dict[str, Any]:
         "facts": facts(to_dict(arguments)),
         "threads": threads,
         "plain_form": form,
+        "joint_precision": fast,
+        "left_out": left_out,
         "query_tokens": len(next(iter(systems.values())).tokenizer(query)["input_ids"]),
         "stores": stores,
         "cells": cells,
@@ -166,7 +187,7 @@ def format_table(content: dict[str, Any]) -> str:
             "bytes a product": f"{store['bytes_per_product']:,.0f}",
             "tokens a product": f"{store['tokens_per_product']:.1f}",
             "largest difference of a probability, torch float32": _show(store, "torch_float32"),
-            "OpenVINO bfloat16": _show(store, "openvino_bfloat16"),
+            f"OpenVINO {content['joint_precision']}": _show(store, f"openvino_{content['joint_precision']}"),
         }
         for store in content["stores"]
     ]
@@ -180,7 +201,7 @@ def format_table(content: dict[str, Any]) -> str:
             ratio = found.get((cell["candidates"], cell["system"], base))
             row[f"times faster than {base}"] = "" if ratio is None else show_ratio(ratio)
         rows.append(row)
-    return f"{table(kept)}\n\n{table(rows)}"
+    return f"{table(kept)}\n\n{table(rows)}{show_left_out(content['left_out'])}"
 
 
 def _show(store: dict[str, Any], form: str) -> str:

@@ -3,8 +3,8 @@
     python -m recipes.bench.latency
     python -m recipes.bench.latency --model runs/esci/bench/gat-0 --pairs runs/esci/pairs --labels esci --threads 1 2 4
 
-Each system has a process of its own, which is asked in turn with the others; its memory is its own too. Writes
-latency.json, latency.md and latency.png.
+Each system has a process of its own, which is asked in turn with the others; its memory is its own too. A query that
+takes longer than `--seconds` is asked once. Writes latency.json, latency.md and latency.png.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class LatencyArguments:
     candidates: list[int] = field(default_factory=lambda: [100, 1000, 5000], metadata={"help": "Products of a query."})
     threads: list[int] = field(default_factory=lambda: [1, 2], metadata={"help": "Cores that each system may use."})
     plain_up_to: int = field(default=1000, metadata={"help": "Most candidates that plain torch is asked for."})
-    seconds: float = field(default=8.0, metadata={"help": "Repeat a measurement for about so long, 3 times at least."})
+    seconds: float = field(default=6.0, metadata={"help": "Repeat a query for about so long, 3 times at least."})
 
 
 def serve(link: Connection, system: str, folder: str, threads: int) -> None:
@@ -55,6 +55,15 @@ def serve(link: Connection, system: str, folder: str, threads: int) -> None:
             for _ in scorer.score(pairs):
                 pass
             link.send((time.perf_counter() - started, resident_bytes()))
+
+
+def times(first: float, seconds: float) -> int:
+    """Return how often a query is repeated that took `first` seconds: for about `seconds`, 3 to 50 times, or just once.
+
+    >>> times(0.01, 6.0), times(0.5, 6.0), times(5.0, 6.0), times(9.0, 6.0)
+    (50, 12, 3, 1)
+    """
+    return 1 if first > seconds else min(50, max(3, round(seconds / first)))
 
 
 def latency(arguments: LatencyArguments) -> dict[str, Any]:
@@ -87,6 +96,7 @@ def latency(arguments: LatencyArguments) -> dict[str, Any]:
             process.start()
             other.close()  # so that a child that dies is noticed
             processes.append(process)
+        for key in keys:
             forms[key] = links[key].recv()
         cells = []
         for count in arguments.candidates:
@@ -96,7 +106,10 @@ def latency(arguments: LatencyArguments) -> dict[str, Any]:
             memory: dict[Any, int] = {}
             for key in asked:  # warms up, and tells how often there is time for it
                 links[key].send(pairs[:count])
-                repeats[key] = min(50, max(3, round(arguments.seconds / links[key].recv()[0])))
+                elapsed, memory[key] = links[key].recv()
+                repeats[key] = times(elapsed, arguments.seconds)
+                if repeats[key] == 1:  # what warming up costs is little beside it
+                    seconds[key].append(elapsed)
             with tqdm(total=sum(repeats.values()), desc=f"{count} candidates") as bar:
                 while any(len(seconds[key]) < repeats[key] for key in asked):
                     for key in asked:
@@ -138,7 +151,10 @@ def format_table(content: dict[str, Any]) -> str:
                 "candidates": f"{cell['candidates']:,}",
                 "threads": str(cell["threads"]),
                 "system": f"{cell['system']} ({cell['form']})",
-                **{name: f"{1000 * value:.0f} ms" for name, value in cell["seconds"].items()},
+                **{
+                    name: f"{1000 * value:.0f} ms" if name == "p50" or cell["repeats"] > 1 else ""
+                    for name, value in cell["seconds"].items()
+                },
                 "queries/s": f"{cell['queries_per_second']:.2f}",
                 "resident": f"{cell['resident_bytes'] / 2**20:.0f} MiB",
                 "repeats": str(cell["repeats"]),

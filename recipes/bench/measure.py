@@ -5,11 +5,12 @@ from __future__ import annotations
 import ctypes
 import importlib.metadata
 import importlib.util
+import math
 import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
@@ -19,10 +20,19 @@ from recipes.record import environment, write_json
 
 RESULTS = "recipes/results"
 DRAWS = 2000
+LEAST_ROUNDS = 3  # fewer tell nothing of how far a ratio varies
 
 
-def interleave(variants: Mapping[str, Callable[[], Any]], rounds: int, description: str) -> dict[str, list[float]]:
+def interleave(
+    variants: Mapping[str, Callable[[], Any]], rounds: int, description: str, patience: float = math.inf
+) -> dict[str, list[float]]:
     """Time each variant once a round, each round beginning with another one; a round before that warms up.
+
+    Args:
+        variants: What is timed, by name.
+        rounds: How often.
+        description: Of the progress bar.
+        patience: Seconds after which no further round begins; `LEAST_ROUNDS` are always run, if `rounds` allows.
 
     Returns:
         Seconds of each round, by variant.
@@ -31,8 +41,13 @@ def interleave(variants: Mapping[str, Callable[[], Any]], rounds: int, descripti
 
     names = list(variants)
     seconds: dict[str, list[float]] = {name: [] for name in names}
+    begun = time.perf_counter()
     with tqdm(total=(rounds + 1) * len(names), desc=description, unit="run") as bar:
         for number in range(-1, rounds):
+            if number == 0:
+                begun = time.perf_counter()
+            if number >= LEAST_ROUNDS and time.perf_counter() - begun > patience:
+                break
             for position in range(len(names)):
                 name = names[(position + max(number, 0)) % len(names)]
                 started = time.perf_counter()
@@ -70,11 +85,15 @@ def paired_ratio(numerator: Sequence[float], denominator: Sequence[float]) -> di
 
 
 def show_ratio(ratio: Mapping[str, float]) -> str:
-    """Write a ratio with its interval.
+    """Write a ratio with its interval, which one round does not have.
 
     >>> show_ratio({"median": 6.21, "low": 6.0, "high": 6.5})
     '6.21 [6.00, 6.50]'
+    >>> show_ratio({"median": 6.21, "low": 6.21, "high": 6.21})
+    '6.21'
     """
+    if ratio["low"] == ratio["high"]:
+        return f"{ratio['median']:.2f}"
     return f"{ratio['median']:.2f} [{ratio['low']:.2f}, {ratio['high']:.2f}]"
 
 
@@ -142,6 +161,37 @@ def facts(arguments: Mapping[str, Any]) -> dict[str, Any]:
         # Of a path only its last name: the rest is this machine's.
         "arguments": {key: Path(v).name if isinstance(v, str) and "/" in v else v for key, v in arguments.items()},
     }
+
+
+def emulated(precisions: Mapping[str, str], flags: Collection[str]) -> dict[str, str]:
+    """Return which of these are not worth timing on a CPU with these flags, and why.
+
+    Args:
+        precisions: Precision of each system or setting, by its name.
+        flags: Of the CPU (`recipes.serve.plan.cpu_flags`).
+
+    >>> emulated({"sdpa-float32": "float32", "sdpa-bfloat16": "bfloat16"}, {"avx2"})
+    {'sdpa-bfloat16': 'this CPU has no instructions for bfloat16'}
+    """
+    from recipes.serve.plan import multiplied
+
+    able = multiplied(flags)
+    return {
+        name: f"this CPU has no instructions for {which}" for name, which in precisions.items() if which not in able
+    }
+
+
+def show_left_out(left_out: Mapping[str, str]) -> str:
+    r"""Write what was left out and why, as a paragraph behind a table; nothing if nothing was.
+
+    >>> show_left_out({"A": "it takes hours", "B": "it takes hours", "C": "nobody asked"})
+    '\n\nLeft out: A, B (it takes hours); C (nobody asked).'
+    """
+    if not left_out:
+        return ""
+    reasons = dict.fromkeys(left_out.values())
+    parts = [f"{', '.join(name for name in left_out if left_out[name] == why)} ({why})" for why in reasons]
+    return f"\n\nLeft out: {'; '.join(parts)}."
 
 
 def table(rows: Sequence[Mapping[str, str]]) -> str:

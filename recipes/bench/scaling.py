@@ -33,9 +33,10 @@ class ScalingArguments:
     model: str | None = field(default=None, metadata={"help": "Folder of a student (None: a quick one)."})
     pairs: str | None = field(default=None, metadata={"help": "Folder of pairs of its marketplace."})
     labels: str = field(default="aliexpress6", metadata={"help": "Label schema of the pairs."})
-    rows: int = field(default=6000, metadata={"help": "Pairs a run scores."})
-    partition_rows: int = field(default=500, metadata={"help": "Of them a partition."})
+    rows: int = field(default=2400, metadata={"help": "Pairs a run scores."})
+    partition_rows: int = field(default=200, metadata={"help": "Of them a partition."})
     rounds: int = field(default=2, metadata={"help": "Runs of each setting, in turn."})
+    patience: float = field(default=45.0, metadata={"help": "Seconds after which no further round begins."})
     price_per_core_hour: float | None = field(default=None, metadata={"help": "What a core costs you an hour."})
 
 
@@ -78,7 +79,10 @@ def scaling(arguments: ScalingArguments) -> dict[str, Any]:
     rates: dict[str, list[float]] = {name: [] for name in SETTINGS}
     seconds: dict[str, list[float]] = {name: [] for name in SETTINGS}
     form = ""
-    for _ in tqdm(range(arguments.rounds), desc="rounds"):
+    begun = time.perf_counter()
+    for number in tqdm(range(arguments.rounds), desc="rounds"):
+        if number and time.perf_counter() - begun > arguments.patience:
+            break
         for name, (workers, threads) in SETTINGS.items():
             shutil.rmtree(scored, ignore_errors=True)
             started = time.perf_counter()

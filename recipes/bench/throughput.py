@@ -4,8 +4,9 @@
     python -m recipes.bench.throughput --model runs/esci/bench/gat-0 --pairs runs/esci/pairs --labels esci
 
 Without `--model`, a quick student is trained on the bazaar and exported (`--work` keeps it). All systems score the same
-pairs with the same weights. Ratios are the median over rounds with its 95 % interval; peers whose library is not
-installed are left out. Writes throughput.json and throughput.md.
+pairs with the same weights. Ratios are the median over rounds with its 95 % interval. Peers whose library is not
+installed are left out; so are, by name, those in bfloat16 where this CPU does not multiply it. Writes throughput.json
+and throughput.md.
 """
 
 from __future__ import annotations
@@ -17,12 +18,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from recipes.arguments import UserError, command_line, parse, run, to_dict
-from recipes.bench.measure import RESULTS, facts, interleave, paired_ratio, show_ratio, table, write_results
+from recipes.bench.measure import (
+    RESULTS,
+    emulated,
+    facts,
+    interleave,
+    paired_ratio,
+    show_left_out,
+    show_ratio,
+    table,
+    write_results,
+)
 from recipes.schemas import load_labels, make_folder
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+    from recipes.bench.peers import Peer
 
 DEFAULT = "CrossEncoder float32, as it comes"
 
@@ -37,8 +50,9 @@ class ThroughputArguments:
     pairs: str | None = field(default=None, metadata={"help": "Folder of pairs of its marketplace."})
     labels: str = field(default="aliexpress6", metadata={"help": "Label schema of the pairs."})
     timed: str | None = field(default=None, metadata={"help": "Time other pairs: a parquet or csv file."})
-    rows: int = field(default=1000, metadata={"help": "Pairs a round."})
+    rows: int = field(default=500, metadata={"help": "Pairs a round."})
     rounds: int = field(default=5, metadata={"help": "Rounds."})
+    patience: float = field(default=45.0, metadata={"help": "Seconds after which no 4th or later round begins."})
     threads: int | None = field(default=None, metadata={"help": "Cores (None: all that the process may use)."})
 
 
@@ -52,6 +66,7 @@ def throughput(arguments: ThroughputArguments) -> dict[str, Any]:
 
     from recipes.bench.peers import cross_encoder, fastest_batch_size, onnx_peer, openvino_peer
     from recipes.bench.student import exported_drop, prepare, timed_pairs
+    from recipes.serve.plan import cpu_flags, multiplied
     from recipes.serve.scorer import Scorer, usable_cores
 
     for name in ("rows", "rounds"):
@@ -64,14 +79,20 @@ def throughput(arguments: ThroughputArguments) -> dict[str, Any]:
     threads = arguments.threads or usable_cores()
     torch.set_num_threads(threads)
 
-    peers = {"CrossEncoder float32": cross_encoder(folder, "float32")}
-    peers["CrossEncoder bfloat16"] = cross_encoder(folder, "bfloat16")
+    makers: dict[str, Callable[[], Peer]] = {
+        "CrossEncoder float32": lambda: cross_encoder(folder, "float32"),
+        "CrossEncoder bfloat16": lambda: cross_encoder(folder, "bfloat16"),
+    }
     if importlib.util.find_spec("onnxruntime"):
-        peers["ONNX Runtime float32"] = onnx_peer(folder, threads, int8=False)
-        peers["ONNX Runtime dynamic int8"] = onnx_peer(folder, threads, int8=True)
+        makers["ONNX Runtime float32"] = lambda: onnx_peer(folder, threads, int8=False)
+        makers["ONNX Runtime dynamic int8"] = lambda: onnx_peer(folder, threads, int8=True)
     if importlib.util.find_spec("openvino"):
-        peers["OpenVINO float32"] = openvino_peer(folder, threads, "f32")
-        peers["OpenVINO bfloat16"] = openvino_peer(folder, threads, "bf16")
+        makers["OpenVINO float32"] = lambda: openvino_peer(folder, threads, "f32")
+        makers["OpenVINO bfloat16"] = lambda: openvino_peer(folder, threads, "bf16")
+    flags = cpu_flags()
+    # int8 is never left out: without its instructions the scorer does not serve it, but a peer may well gain by it.
+    left_out = emulated({name: "bfloat16" for name in makers if "bfloat16" in name}, flags)
+    peers = {name: make() for name, make in makers.items() if name not in left_out}
     print("Looking for each peer's best batch size", flush=True)
     sizes = {name: fastest_batch_size(peer, pairs[:128]) for name, peer in peers.items()}
     found: dict[str, NDArray[np.float32]] = {}
@@ -89,13 +110,13 @@ def throughput(arguments: ThroughputArguments) -> dict[str, Any]:
     with Scorer(folder, threads=threads) as scorer:
         ours = f"this scorer, {scorer.form}"
         add(ours, lambda: stack(scorer.score(pairs)))
-        seconds = interleave(systems, arguments.rounds, "throughput")
+        seconds = interleave(systems, arguments.rounds, "throughput", arguments.patience)
         drop = exported_drop(folder).get(scorer.form)  # None: exported without pairs
         tokens = sum(int(batch.inputs["attention_mask"].sum()) for batch in scorer.prepare(pairs)) / len(pairs)
         labels = scorer.labels
-    medians = {name: paired_ratio([len(pairs)] * arguments.rounds, values) for name, values in seconds.items()}
+    medians = {name: paired_ratio([len(pairs)] * len(values), values) for name, values in seconds.items()}
     best = max(peers, key=lambda name: medians[name]["median"])
-    limit = int8_limit(folder, tokens)
+    limit = int8_limit(folder, tokens) if "int8" in multiplied(flags) else None
     return {
         "command": command_line("recipes.bench.throughput", arguments),
         "facts": facts(to_dict(arguments)),
@@ -111,7 +132,8 @@ def throughput(arguments: ThroughputArguments) -> dict[str, Any]:
         "drop_of_macro_f1_points": drop,
         "macro_f1": accuracy(frame, found, labels, arguments) if "label" in frame else None,
         "int8_limit_pairs_per_second": limit,
-        "share_of_int8_limit": medians[ours]["median"] / limit,
+        "share_of_int8_limit": medians[ours]["median"] / limit if limit else None,
+        "left_out": left_out,
     }
 
 
@@ -169,12 +191,18 @@ def format_table(content: dict[str, Any]) -> str:
         rows.append(row)
     drop = content["drop_of_macro_f1_points"]
     limit, share = content["int8_limit_pairs_per_second"], content["share_of_int8_limit"]
+    reached = (
+        " This CPU has no instructions for int8 (VNNI, AMX or Arm's dot products), so the scorer does not serve it."
+    )
+    if limit:
+        reached = f" Matrix products alone, in int8, would allow {limit:.0f} pairs/s here: "
+        reached += f"{100 * share:.0f} % of that is reached."
     return (
         f"{content['rows']} pairs of {content['tokens_a_pair']:.0f} tokens on {content['threads']} cores.\n\n"
         f"{table(rows)}\n\n"
         f"Over the best peer ({content['best_peer']}): {show_ratio(content['over_best_peer'])}. "
-        f"Loss of macro-F1 on the export's guard: {'not measured' if drop is None else f'{drop:.2f} points'}. "
-        f"Matrix products alone, in int8, would allow {limit:.0f} pairs/s here: {100 * share:.0f} % of that is reached."
+        f"Loss of macro-F1 on the export's guard: {'not measured' if drop is None else f'{drop:.2f} points'}."
+        f"{reached}{show_left_out(content['left_out'])}"
     )
 
 

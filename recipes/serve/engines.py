@@ -57,9 +57,9 @@ def openvino_engine(path: Path, precision: str, threads: int, streams: int) -> E
     import numpy as np
     import openvino
 
-    from recipes.serve.plan import BFLOAT16_FLAGS, cpu_flags
+    from recipes.serve.plan import cpu_flags, multiplied
 
-    low = precision != "float32" and not BFLOAT16_FLAGS.isdisjoint(cpu_flags())
+    low = precision != "float32" and "bfloat16" in multiplied(cpu_flags())
     options: dict[str, Any] = {
         "INFERENCE_PRECISION_HINT": "bf16" if low else "f32",
         "INFERENCE_NUM_THREADS": threads,

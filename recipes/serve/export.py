@@ -7,7 +7,8 @@
 The first writes the student, `onnx/model.onnx` (outputs: logits and latent_reasoning; any batch and length),
 `onnx/model_int8.onnx` and `openvino/openvino_model_int8.xml`, calibrated on `--calibration_split`. On `--guard_split`
 each form's macro-F1 is held against the plain model's: a drop of more than `--tolerance` points is an error, and
-nothing is written. The second, without pairs, exports float32 alone. `recipes.serve.scorer` serves the folder.
+nothing is written. A form whose precision this CPU does not multiply could not be held against anything: it is left
+out, and named. The second, without pairs, exports float32 alone. `recipes.serve.scorer` serves the folder.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from recipes.arguments import UserError, parse, run, to_dict
 from recipes.record import environment, weights_sha256, write_json
 from recipes.schemas import load_labels, make_folder, read_pairs
 from recipes.serve.graphs import quantise_onnx, quantise_openvino, save_float32
-from recipes.serve.plan import BFLOAT16_FLAGS, EXPORT, FILES, INT8_FLAGS, cpu_flags
+from recipes.serve.plan import EXPORT, FILES, cpu_flags, multiplied
 
 if TYPE_CHECKING:
     import numpy as np
@@ -76,10 +77,11 @@ def export(arguments: ExportArguments) -> dict[str, Any]:
         difference = save_float32(arguments.model, partial)
         forms = ["onnx-float32", "openvino-float32"]
         if calibration is not None:
-            batches = list(calibration_batches(plain, calibration))
-            print(f"Quantising to int8 on {len(calibration)} pairs", flush=True)
-            quantise_onnx(partial)
-            quantise_openvino(partial, batches)
+            if "int8" in multiplied(cpu_flags()):
+                batches = list(calibration_batches(plain, calibration))
+                print(f"Quantising to int8 on {len(calibration)} pairs", flush=True)
+                quantise_onnx(partial)
+                quantise_openvino(partial, batches)
             forms += ["openvino-bfloat16", "onnx-int8", "openvino-int8"]
         record: dict[str, Any] = {"forms": {}, "largest_difference": difference, "tolerance": arguments.tolerance}
         # For the scorer, which is about to measure them.
@@ -150,12 +152,12 @@ def measure_forms(
     from recipes.serve.scorer import Scorer
 
     reference = macro_f1(plain, guard, schema)
-    able = {"int8": INT8_FLAGS, "bfloat16": BFLOAT16_FLAGS}
+    able = multiplied(cpu_flags())
     measured: dict[str, Any] = {"torch-float32": {"macro_f1": reference, "drop_points": 0.0}}
     left_out = {}
     for form in forms:
         backend, precision = form.split("-")
-        if precision in able and able[precision].isdisjoint(cpu_flags()):
+        if precision not in able:
             left_out[form] = f"this CPU has no instructions for {precision}, so it could not be held against float32"
             print(f"{form} is left out: {left_out[form]}")
             continue

@@ -12,6 +12,7 @@ length, and each batch goes through the joint layers while the next one is gathe
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -20,6 +21,7 @@ import numpy as np
 
 from recipes.arguments import UserError
 from recipes.serve.encode_products import batches, query_tokens
+from recipes.serve.plan import cpu_flags, multiplied
 from recipes.serve.product_store import ProductStore, load_student
 from recipes.serve.scorer import served_probabilities
 
@@ -40,11 +42,13 @@ class ItemCachedScorer:
         model: The student that made the store: a folder or a name on the Hub.
         store: Folder of the store.
         backend: Of the joint layers: `torch`, or `openvino` (extra `export`), which is faster.
-        precision: Of the joint layers; bfloat16 pays on CPUs that multiply it.
+        precision: Of the joint layers. bfloat16 is for CPUs that multiply it; on another one float32 takes its place,
+            with a warning.
         threads: CPU threads (None: as torch has them). OpenVINO runs a batch a thread.
 
     Attributes:
         labels: Names of the classes, in the order of the columns.
+        precision: Of the joint layers, as they are computed.
 
     Raises:
         UserError: The model cannot be loaded, reads query and product together, or did not make the store.
@@ -67,6 +71,12 @@ class ItemCachedScorer:
         self.labels = identity.labels
         self.threads = threads or torch.get_num_threads()
         torch.set_num_threads(self.threads)
+        if precision not in multiplied(cpu_flags()):
+            # torch would emulate it, many times slower than float32; OpenVINO would take float32 and not say so.
+            reason = f"this CPU has no instructions for {precision}: the joint layers are computed in float32 instead"
+            warnings.warn(reason, stacklevel=2)
+            precision = "float32"
+        self.precision = precision
         run = {"torch": _torch_runner, "openvino": _openvino_runner}[backend]
         self._run: Runner = run(self.model, precision, self.threads)
 

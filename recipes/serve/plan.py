@@ -29,7 +29,9 @@ PREFERENCE = (
     "torch-bfloat16",
     "torch-float32",
 )
-# Instructions that multiply 8-bit numbers, and bfloat16. Without them these forms are slower than float32.
+# Instructions that sum products of 8-bit numbers in 32 bits, and that multiply bfloat16. Without the first, sums are of
+# 16 bits and can overflow: faster than float32 in some engines, but other values than those an export was held to.
+# Without the second, torch emulates bfloat16, many times slower than float32, and OpenVINO takes float32 unasked.
 INT8_FLAGS = frozenset({"amx_int8", "avx512_vnni", "avx_vnni", "avx_vnni_int8", "asimddp", "i8mm"})
 BFLOAT16_FLAGS = frozenset({"amx_bf16", "avx512_bf16", "bf16"})
 
@@ -60,6 +62,20 @@ def cpu_flags() -> frozenset[str]:
         if name.strip() in ("flags", "Features"):  # x86, Arm
             return frozenset(value.split())
     return frozenset()
+
+
+def multiplied(flags: Collection[str]) -> frozenset[str]:
+    """Return the precisions that a CPU with these flags multiplies in hardware; float32 is always one of them.
+
+    >>> sorted(multiplied({"avx2", "avx_vnni"}))
+    ['float32', 'int8']
+    """
+    found = {"float32"}
+    if not INT8_FLAGS.isdisjoint(flags):
+        found.add("int8")
+    if not BFLOAT16_FLAGS.isdisjoint(flags):
+        found.add("bfloat16")
+    return frozenset(found)
 
 
 def exported_forms(folder: Path) -> dict[str, Path]:
@@ -121,30 +137,23 @@ def choose(
     ]
     if not there:
         raise UserError(f"backend {backend}: nothing was exported for it. Run python -m recipes.serve.export first.")
-    able = {
-        "int8": not INT8_FLAGS.isdisjoint(flags),
-        "bfloat16": not BFLOAT16_FLAGS.isdisjoint(flags),
-        "float32": True,
-    }
-    usable = [form for form in there if able[form.split("-")[1]]]
+    able = multiplied(flags)
+    usable = [form for form in there if form.split("-")[1] in able]
     if precision == "auto":
         if backend == "auto" and usable[0].startswith("torch"):
             return Plan("torch-float32")  # the reference; nothing was exported, so nothing was held against it
         return Plan("torch-float32" if backend == "torch" else usable[0])
+    if precision not in able:  # exported or not: an export on such a CPU leaves these forms out
+        if not usable:
+            raise UserError(f"precision {precision}: this CPU does not multiply it, and there is no other form.")
+        return Plan(usable[0], f"this CPU has no instructions for {precision}: scoring with {usable[0]} instead")
     wanted = [form for form in there if form.endswith(precision)]
     if not wanted:
         raise UserError(
             f"precision {precision}: there is no such form of this student for backend {backend}; there are "
             f"{', '.join(there)}. Export it, or choose one of them."
         )
-    if able[precision]:
-        return Plan(wanted[0])
-    fallback = next((form for form in usable if form != wanted[0]), None)
-    if fallback is None:
-        raise UserError(f"precision {precision}: this CPU does not multiply it, and there is no other form.")
-    return Plan(
-        fallback, f"this CPU has no instructions for {precision}: scoring with {fallback} instead of {wanted[0]}"
-    )
+    return Plan(wanted[0])
 
 
 def plan_for(folder: Path, backend: str, precision: str) -> Plan:

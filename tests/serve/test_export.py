@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from modeling_lrkd import LRKDForSequenceClassification
 from recipes.arguments import UserError
 from recipes.serve import export as exporting
 from recipes.serve.export import ExportArguments, check_drops, export
-from recipes.serve.graphs import products_of_activations, save_float32
+from recipes.serve.graphs import products_of_activations, quantise_openvino, save_float32
 from recipes.serve.plan import FILES, choose, exported_forms
 from recipes.serve.scorer import Scorer
 from tests.serve.conftest import save_student
@@ -46,14 +47,20 @@ def test_the_record_and_the_files(exported):
     record = json.loads((exported / "export.json").read_text())
     assert {"onnx-float32", "openvino-float32"} <= set(exported_forms(exported))
     assert all(path.is_file() for path in exported_forms(exported).values())
+    for form in ("onnx-int8", "openvino-int8"):  # nothing lies there that was not held against the plain model
+        assert (exported / FILES[form]).exists() == (form in record["forms"]) == (form not in record["left_out"])
     assert record["forms"]["torch-float32"]["macro_f1"] == 1.0  # the labels are the plain model's own
     assert record["forms"]["onnx-float32"]["drop_points"] == 0.0
     assert record["largest_difference"] <= 1e-4
 
 
-def test_products_with_weights_are_in_int8_and_attention_is_not(exported):
+def test_products_with_weights_are_in_int8_and_attention_is_not(exported, tmp_path):
+    shutil.copytree(exported / "onnx", tmp_path / "onnx")
+    with Scorer(exported, "torch") as scorer:
+        quantise_openvino(tmp_path, [dict(batch.inputs) for batch in scorer.prepare([("red shoe", "blue lamp")] * 4)])
+
     def products(form):
-        graph = openvino.Core().read_model(exported / FILES[form])
+        graph = openvino.Core().read_model(tmp_path / FILES[form])
         return graph, [node for node in graph.get_ordered_ops() if node.get_type_name() == "MatMul"]
 
     attention = set(products_of_activations(products("openvino-float32")[0]))
@@ -149,18 +156,18 @@ def test_the_fastest_form_that_the_machine_multiplies(backend, precision, export
     assert (plan.form, plan.reason) == (form, "")
 
 
-def test_int8_without_its_instructions_falls_back_and_says_so(exported, monkeypatch):
-    plan = choose("openvino", "int8", ALL, {"onnx", "openvino", "torch"}, {"avx2"})
-    assert plan.form == "openvino-float32"
+@pytest.mark.parametrize("backend", ["onnx", "openvino"])
+@pytest.mark.parametrize("there", [ALL, {"onnx-float32", "openvino-float32"}])  # exported elsewhere, or on such a CPU
+def test_int8_without_its_instructions_falls_back_and_says_so(backend, there, exported, monkeypatch):
+    plan = choose(backend, "int8", there, {"onnx", "openvino", "torch"}, {"avx2"})
+    assert plan.form == f"{backend}-float32"
     assert "no instructions for int8" in plan.reason
     monkeypatch.setattr("recipes.serve.plan.cpu_flags", lambda: frozenset({"avx2"}))
-    record = json.loads((exported / "export.json").read_text())
-    if "onnx-int8" in record["forms"]:  # exported on a machine that has them
-        with (
-            pytest.warns(UserWarning, match="scoring with onnx-float32"),
-            Scorer(exported, "onnx", precision="int8") as s,
-        ):
-            assert s.form == "onnx-float32"
+    with pytest.warns(UserWarning, match=f"scoring with {backend}-float32"):
+        scorer = Scorer(exported, backend, precision="int8")
+    with scorer:
+        assert scorer.form == f"{backend}-float32"
+        assert np.isfinite(np.stack(list(scorer.score([("red shoe", "blue lamp")])))).all()
 
 
 def test_what_is_not_there_is_named():

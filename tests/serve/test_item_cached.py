@@ -107,14 +107,25 @@ def test_smaller_stores_are_smaller_and_near(made, tmp_path, dtype, near):
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_openvino_and_bfloat16(made, precision):
+def test_openvino_and_bfloat16(made, precision, monkeypatch):
     pytest.importorskip("openvino")
+    monkeypatch.setattr(item_cached, "cpu_flags", lambda: frozenset({"amx_bf16"}))
     exact = ItemCachedScorer(made["model"], made["output"]).score(QUERY, TITLES)
     near = 1e-5 if precision == "float32" else 0.05
     for backend in ("torch", "openvino"):
         scorer = ItemCachedScorer(made["model"], made["output"], backend, precision, threads=2)
         np.testing.assert_allclose(scorer.score(QUERY, TITLES), exact, atol=near)
         np.testing.assert_allclose(scorer.score("hat", TITLES[:5]), scorer.score("hat", TITLES)[:5], atol=near)
+
+
+@pytest.mark.parametrize("backend", ["torch", "openvino"])
+def test_bfloat16_that_the_cpu_does_not_multiply_is_float32_and_says_so(backend, made, monkeypatch):
+    monkeypatch.setattr(item_cached, "cpu_flags", lambda: frozenset({"avx2"}))
+    with pytest.warns(UserWarning, match="no instructions for bfloat16: .* in float32 instead"):
+        scorer = ItemCachedScorer(made["model"], made["output"], backend, "bfloat16")
+    assert scorer.precision == "float32"
+    exact = ItemCachedScorer(made["model"], made["output"]).score(QUERY, TITLES)
+    np.testing.assert_allclose(scorer.score(QUERY, TITLES), exact, atol=1e-5)
 
 
 def test_nothing_to_score(made):
