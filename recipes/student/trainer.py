@@ -42,10 +42,14 @@ class LRKDTrainer(Trainer):
         self.head_learning_rate = head_learning_rate
         self._loss_parts: dict[str, list[torch.Tensor]] = {name: [] for name in LOSS_PARTS}
         if self.is_fsdp_enabled:
-            self._check_layers(self.accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap or [])
+            self.check_layers(self.accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap or [])
 
-    def _check_layers(self, names: list[str]) -> None:
-        """Refuse an encoder without the layers that are to be sharded."""
+    def check_layers(self, names: list[str]) -> None:
+        """Refuse an encoder without the layers that are to be sharded, given by the names of their classes.
+
+        Raises:
+            UserError: One is missing.
+        """
         classes = {type(module).__name__ for module in self.model.modules()}
         if missing := [name for name in names if name not in classes]:
             raise UserError(
