@@ -94,10 +94,20 @@ def read_apart(
         position_ids=position_ids,
         inputs_embeds=inputs_embeds,
     )
+    return through_layers(encoder, slice(0, layers), states, apart_only(segments, mask))
+
+
+def apart_only(segments: Tensor, mask: Tensor) -> Tensor:
+    """Return True where a token may look while query and product are read apart: `(batch, 1, from, to)`.
+
+    Args:
+        segments: As in `read_apart`.
+        mask: As there.
+    """
     same = segments.unsqueeze(2) == segments.unsqueeze(1)  # (batch, from, to)
     # What padding reads does not matter, but it has to read something: nothing gives NaN.
     allowed = mask.unsqueeze(1) & (same | ~mask.unsqueeze(2))
-    return through_layers(encoder, slice(0, layers), states, allowed.unsqueeze(1))
+    return allowed.unsqueeze(1)
 
 
 def read_together(encoder: Any, layers: int, hidden_states: Tensor, mask: Tensor) -> tuple[Tensor, ...]:

@@ -347,7 +347,7 @@ def _build_trainer(
     from modeling_lrkd import LRKDForSequenceClassification
     from recipes.minilm import public_name, resolve_encoder
     from recipes.student.dataset import PairCollator, PairDataset
-    from recipes.student.frozen import freeze
+    from recipes.student.frozen import freeze, remember
     from recipes.student.trainer import LRKDTrainer
 
     # One folder a student, so that several can be looked at side by side.
@@ -413,7 +413,9 @@ def _build_trainer(
             if isinstance(module, torch.nn.Dropout):
                 module.p = arguments.encoder_dropout
     if arguments.frozen_layers:
-        freeze(model.encoder, arguments.frozen_layers, remember=training_arguments.use_cpu and arguments.epochs > 1)
+        freeze(model.encoder, arguments.frozen_layers)
+        if training_arguments.use_cpu and arguments.epochs > 1:
+            remember(model, arguments.frozen_layers)
     model.config.encoder_config._name_or_path = public_name(arguments.encoder)  # config.json travels
     train = PairDataset(pairs["train"], tokenizer, schema.label2id, arguments.max_length, embeddings)
     validation = PairDataset(pairs["validation"], tokenizer, schema.label2id, arguments.max_length, sort_by_length=True)

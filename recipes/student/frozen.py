@@ -12,18 +12,23 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from modeling_lrkd.separation_lrkd import SEPARABLE, as_encoder_output, through_layers
+from modeling_lrkd.separation_lrkd import (
+    SEPARABLE,
+    apart_only,
+    as_encoder_output,
+    read_apart,
+    segments_of,
+    through_layers,
+)
 from recipes.arguments import UserError
 
 
-def freeze(encoder: Any, layers: int, remember: bool) -> None:
+def freeze(encoder: Any, layers: int) -> None:
     """Freeze the embeddings and the first `layers` layers of an encoder, in place; dropout in them is switched off.
 
     Args:
         encoder: Any that has `embeddings` and a list of layers.
         layers: At least 1.
-        remember: Keep what the frozen layers give each text, for as long as the encoder lives: 4 · hidden bytes a
-            token in float32. Done for the families `SEPARABLE`, whose layers can be run one by one.
 
     Raises:
         UserError: The encoder has not so many layers.
@@ -36,8 +41,24 @@ def freeze(encoder: Any, layers: int, remember: bool) -> None:
         for part in module.modules():
             if isinstance(part, nn.Dropout):
                 part.p = 0.0
-    if remember and encoder.config.model_type in SEPARABLE:
-        encoder.forward = RememberingForward(encoder, layers)
+
+
+def remember(student: Any, layers: int) -> None:
+    """Keep what the frozen layers of a student give each text, for as long as it lives: 4 · hidden bytes a token.
+
+    Done for the families `SEPARABLE`, whose layers can be run one by one; others go on as they are.
+
+    Args:
+        student: An `LRKDForSequenceClassification`, its encoder frozen by `freeze`.
+        layers: How many layers are.
+    """
+    if student.encoder.config.model_type not in SEPARABLE:
+        return
+    remembering = RememberingForward(student.encoder, layers, student.config.separate_layers)
+    if student.config.separate_layers:
+        student._encode_apart = remembering
+    else:
+        student.encoder.forward = remembering
 
 
 class RememberingForward:
@@ -48,19 +69,30 @@ class RememberingForward:
     Args:
         encoder: See `freeze`.
         layers: How many of its layers are frozen.
+        separate_layers: How many of its layers read query and product apart (`LRKDConfig.separate_layers`).
     """
 
-    def __init__(self, encoder: Any, layers: int) -> None:
+    def __init__(self, encoder: Any, layers: int, separate_layers: int = 0) -> None:
         self.encoder = encoder
         self.layers = layers
+        self.separate_layers = separate_layers
         self.remembered: dict[bytes, Tensor] = {}  # tokens -> (tokens, hidden)
 
     def __call__(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        mask: Tensor | None = None,
+        **_: Any,
     ) -> Any:
-        """Return what the encoder's own forward returns. All three are `(batch, length)`, padded on the right."""
-        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        types = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
+        """Return what the encoder's own forward returns. All are `(batch, length)`, padded on the right."""
+        given = attention_mask if mask is None else mask
+        mask = torch.ones_like(input_ids, dtype=torch.bool) if given is None else given.bool()
+        if self.separate_layers:
+            types = segments_of(self.encoder.config, input_ids, token_type_ids)
+        else:
+            types = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
         lengths = mask.sum(dim=1).tolist()
         keys = [
             torch.stack([ids[:length], kinds[:length]]).numpy(force=True).tobytes()
@@ -73,13 +105,24 @@ class RememberingForward:
                 self.remembered[keys[row]] = state[: lengths[row]].clone()  # not a view of the padded batch
         hidden = pad_sequence([self.remembered[key] for key in keys], batch_first=True)  # (batch, longest, hidden)
         hidden = nn.functional.pad(hidden, (0, 0, 0, input_ids.shape[1] - hidden.shape[1]))
-        allowed = mask.bool()[:, None, None, :]
-        upper = through_layers(self.encoder, slice(self.layers, None), hidden, allowed)
-        output = as_encoder_output(self.encoder, upper)
+        output = as_encoder_output(self.encoder, (self._through(self.layers, None, hidden, mask, types),))
         output.hidden_states = None
         return output
 
     @torch.no_grad()
-    def _frozen(self, input_ids: Tensor, mask: Tensor, token_type_ids: Tensor) -> Tensor:
-        embedded = self.encoder.embeddings(input_ids=input_ids, token_type_ids=token_type_ids)
-        return through_layers(self.encoder, slice(0, self.layers), embedded, mask.bool()[:, None, None, :])[-1]
+    def _frozen(self, input_ids: Tensor, mask: Tensor, types: Tensor) -> Tensor:
+        if self.separate_layers:
+            embedded = read_apart(self.encoder, 0, types, mask, input_ids)[-1]
+        else:
+            embedded = self.encoder.embeddings(input_ids=input_ids, token_type_ids=types)
+        return self._through(0, self.layers, embedded, mask, types)
+
+    def _through(self, first: int, last: int | None, hidden: Tensor, mask: Tensor, types: Tensor) -> Tensor:
+        """Run layers `first` to `last`, without it: those below `separate_layers` apart, the others together."""
+        k, last = self.separate_layers, len(self.encoder.encoder.layer) if last is None else last
+        if first < k:
+            hidden = through_layers(self.encoder, slice(first, min(last, k)), hidden, apart_only(types, mask))[-1]
+        if last > max(first, k):
+            allowed = mask[:, None, None, :]
+            hidden = through_layers(self.encoder, slice(max(first, k), last), hidden, allowed)[-1]
+        return hidden

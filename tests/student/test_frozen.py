@@ -4,10 +4,10 @@ import pytest
 import torch
 from transformers import AutoModel
 
-from modeling_lrkd import LRKDForSequenceClassification
+from modeling_lrkd import LRKDConfig, LRKDForSequenceClassification
 from recipes.arguments import UserError
 from recipes.student.distill import DistillArguments, distill
-from recipes.student.frozen import freeze
+from recipes.student.frozen import RememberingForward, freeze, remember
 from tests.tiny import FAMILIES, random_batch, save_tiny_encoder, tiny_config
 
 
@@ -39,7 +39,8 @@ def test_what_is_remembered_is_what_would_be_computed(family, attention):
     plain = AutoModel.from_config(tiny_config(family), attn_implementation=attention).eval()
     remembering = AutoModel.from_config(tiny_config(family), attn_implementation=attention).eval()
     remembering.load_state_dict(plain.state_dict())
-    freeze(remembering, 1, remember=True)
+    freeze(remembering, 1)
+    remembering.forward = RememberingForward(remembering, 1)
     first, second = random_batch(rows=4, seed=0), random_batch(rows=4, length=12, seed=1)
     # The third batch holds texts of both, in another order and with another padding.
     mixed = {
@@ -56,7 +57,7 @@ def test_what_is_remembered_is_what_would_be_computed(family, attention):
 
 def test_other_token_types_are_another_text():
     encoder = AutoModel.from_config(tiny_config()).eval()
-    freeze(encoder, 1, remember=True)
+    encoder.forward = RememberingForward(encoder, 1)
     ids = torch.tensor([[2, 7, 3, 8, 3]])
     apart = encoder(input_ids=ids, token_type_ids=torch.tensor([[0, 0, 0, 1, 1]])).last_hidden_state
     alike = encoder(input_ids=ids, token_type_ids=torch.zeros_like(ids)).last_hidden_state
@@ -70,11 +71,30 @@ def test_every_family_trains_with_a_frozen_layer(options, workspace, family):
     assert record["validation"]["nll"] < 5
 
 
-def test_remembering_gives_the_student_that_computing_gives(options, workspace, monkeypatch):
-    remembered = distill(DistillArguments(**options, frozen_layers=1))
-    monkeypatch.setattr("recipes.student.frozen.SEPARABLE", ())
-    computed = distill(DistillArguments(**{**options, "output": str(workspace / "computed")}, frozen_layers=1))
+@pytest.mark.parametrize(("frozen", "apart"), [(1, 0), (1, 1), (1, 2), (2, 1)])
+def test_remembering_gives_the_student_that_computing_gives(options, workspace, monkeypatch, frozen, apart):
+    settings = {"frozen_layers": frozen, "separate_layers": apart}
+    remembered = distill(DistillArguments(**options, **settings))
+    monkeypatch.setattr("recipes.student.frozen.remember", lambda student, layers: None)
+    computed = distill(DistillArguments(**{**options, "output": str(workspace / "computed")}, **settings))
     assert remembered["validation"]["nll"] == pytest.approx(computed["validation"]["nll"], abs=1e-5)
+
+
+@pytest.mark.parametrize("family", ["bert", "xlm-roberta"])
+def test_texts_read_apart_are_remembered_too(family):
+    torch.manual_seed(0)
+    config = LRKDConfig(encoder_config=tiny_config(family), separate_layers=1, extractor_type="gat")
+    student = LRKDForSequenceClassification(config).eval()
+    batch = random_batch(rows=4, seed=0)
+    batch["input_ids"][:, 3] = config.encoder_config.eos_token_id or 3
+    batch["token_type_ids"] = (torch.arange(9) > 3).long().repeat(4, 1)
+    expected = student(**batch).logits
+    freeze(student.encoder, 2)
+    remember(student, 2)
+    first, again = student(**batch).logits, student(**batch).logits
+    torch.testing.assert_close(first, expected)
+    torch.testing.assert_close(again, expected)
+    assert len(student._encode_apart.remembered) == 4
 
 
 def test_more_layers_than_there_are(options):
