@@ -66,6 +66,8 @@ class PairDataset(Dataset[dict[str, Any]]):
         embeddings: `pair_id` -> embedding of its chain of thought, see `mean_embeddings`; or its
             embeddings by perspective, NaN where it has none, see `perspective_embeddings`.
         sort_by_length: Longest pair first: less padding where the order does not matter.
+        votes: `pair_id` -> the teacher's votes for each class, see `recipes.student.votes`; each item then has
+            `teacher_votes` `(labels,)`, zeros for a pair that has none.
     """
 
     def __init__(
@@ -76,6 +78,7 @@ class PairDataset(Dataset[dict[str, Any]]):
         max_length: int,
         embeddings: Mapping[str, np.ndarray] | None = None,
         sort_by_length: bool = False,
+        votes: Mapping[str, np.ndarray] | None = None,
     ) -> None:
         encoded = tokenizer(
             pairs["query"].tolist(),
@@ -93,6 +96,10 @@ class PairDataset(Dataset[dict[str, Any]]):
             vectors = np.stack([embeddings.get(pair_id, none) for pair_id in pairs["pair_id"]])
             self.cot_mask = np.isfinite(vectors).all(axis=-1)
             self.cot_embeddings = np.where(self.cot_mask[..., None], vectors, np.float32(0))
+        self.teacher_votes = None
+        if votes is not None:
+            none = np.zeros(len(label2id), np.float32)
+            self.teacher_votes = np.stack([votes.get(pair_id, none) for pair_id in pairs["pair_id"]])
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -104,6 +111,8 @@ class PairDataset(Dataset[dict[str, Any]]):
         if self.cot_embeddings is not None and self.cot_mask is not None:
             item["cot_embeddings"] = self.cot_embeddings[row]
             item["cot_mask"] = self.cot_mask[row].astype(np.int64)
+        if self.teacher_votes is not None:
+            item["teacher_votes"] = self.teacher_votes[row]
         return item
 
 
@@ -125,8 +134,8 @@ class PairCollator:
         self.tokenizer = tokenizer
 
     def __call__(self, items: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """Return tensors of `(batch, length)`, `(batch,)` and, of the embeddings, `(batch, ..., reasoning_dim)`."""
-        extra = ("labels", "cot_embeddings", "cot_mask")
+        """Return tensors of `(batch, length)`, `(batch,)`, of embeddings `(batch, ..., reasoning_dim)`, and votes."""
+        extra = ("labels", "cot_embeddings", "cot_mask", "teacher_votes")
         batch = dict(
             self.tokenizer.pad(
                 [{name: value for name, value in item.items() if name not in extra} for item in items],

@@ -70,6 +70,12 @@ class DistillArguments:
     guidance_weight: float = field(default=0.1, metadata={"help": "λ of eq. 9; 0 switches the guidance off."})
     guidance_loss: Literal["mse", "cosine", "infonce"] = field(default="mse", metadata={"help": "Eq. 8 is mse."})
     guidance_reduction: Literal["sum", "mean"] = field(default="sum", metadata={"help": "Over dimensions; eq. 8: sum."})
+    votes: str | None = field(
+        default=None,
+        metadata={"help": "The teacher's verdicts, right and wrong: rationales built with --keep all. Their shares are "
+                          "a soft label beside the gold one, for any student (ours)."},
+    )  # fmt: skip
+    vote_weight: float = field(default=0.0, metadata={"help": "Of the KL to the votes; 0: they are not used."})
     frozen_layers: int = field(
         default=0,
         metadata={"help": "First layers of the encoder, and its embeddings, that keep their pretrained weights: "
@@ -154,6 +160,7 @@ def distill(arguments: DistillArguments) -> dict[str, Any]:
         for name, frame in read_pairs(arguments.pairs, ("train", "validation")).items()
     }
     embeddings, perspectives = _read_embeddings(arguments, pairs["train"])
+    votes = None if arguments.votes is None else _read_votes(arguments.votes, schema, pairs["train"], arguments.pairs)
     rationales = None
     if arguments.rival != "none":
         rationales = _read_rationales(arguments, pairs["train"])
@@ -175,7 +182,7 @@ def distill(arguments: DistillArguments) -> dict[str, Any]:
     from recipes.minilm import public_name, resolve_encoder
 
     started = time.time()
-    trainer = _build_trainer(arguments, schema, pairs, embeddings, rationales, perspectives)
+    trainer = _build_trainer(arguments, schema, pairs, embeddings, rationales, perspectives, votes)
     checkpoint = last_complete_checkpoint(output / "checkpoints")
     if checkpoint is not None:
         print(f"Going on from {checkpoint}.")
@@ -193,6 +200,7 @@ def distill(arguments: DistillArguments) -> dict[str, Any]:
         "parameters": model.num_parameters(),
         "train_rows": len(pairs["train"]),
         "guided_rows": 0 if embeddings is None else int(pairs["train"]["pair_id"].isin(list(embeddings)).sum()),
+        "voted_rows": 0 if votes is None else int(pairs["train"]["pair_id"].isin(list(votes)).sum()),
         "rival": None if arguments.rival == "none" else trainer.train_dataset.report,
         "validation": {name.removeprefix("eval_"): value for name, value in validation.items()},
         "best_checkpoint_step": trainer.state.best_global_step,
@@ -238,6 +246,7 @@ def check_options(arguments: DistillArguments) -> None:
             raise UserError(f"{name}: expected more than 0, got {value}.")
     nonnegative = (
         "guidance_weight",
+        "vote_weight",
         "weight_decay",
         "warmup_ratio",
         "rival_weight",
@@ -256,6 +265,11 @@ def check_options(arguments: DistillArguments) -> None:
         raise UserError(
             f"latents: per_perspective needs an extractor (mlp, poly, gat), but extractor_type is "
             f"{arguments.extractor_type!r}."
+        )
+    if (arguments.vote_weight > 0) != (arguments.votes is not None):
+        raise UserError(
+            f"vote_weight is {arguments.vote_weight} and votes {arguments.votes!r}: give both, or neither. "
+            "recipes.rationales.build --keep all makes the file."
         )
     if arguments.max_length < 8:
         raise UserError(f"max_length: expected at least 8 tokens, got {arguments.max_length}.")
@@ -320,6 +334,25 @@ def _read_rationales(arguments: DistillArguments, train: pd.DataFrame) -> pd.Dat
     return rationales
 
 
+def _read_votes(file: str, schema: LabelSchema, train: pd.DataFrame, folder: str) -> dict[str, np.ndarray]:
+    """Return the teacher's votes for each pair, of any split.
+
+    Raises:
+        UserError: The file breaks its contract, or says nothing of the training pairs.
+    """
+    from recipes.student.votes import count_votes
+
+    rationales = read(file, RATIONALES)
+    rationales["predicted_label"] = schema.canonical_column(rationales["predicted_label"], file)
+    votes = count_votes(rationales, schema.label2id)
+    if not train["pair_id"].isin(list(votes)).any():
+        raise UserError(
+            f"{file}: no verdict (column predicted_label) about a pair of {folder}/train.parquet. "
+            "Make it of that folder's pairs: recipes.rationales.build --keep all."
+        )
+    return votes
+
+
 def settings_of(arguments: DistillArguments) -> dict[str, Any]:
     """Return what decides the result: if any of it differs, it is another student."""
     options = to_dict(arguments)
@@ -330,6 +363,8 @@ def settings_of(arguments: DistillArguments) -> dict[str, Any]:
         if not Path(arguments.rationales).is_file():  # a student without guidance names them too, and never reads them
             raise UserError(f"{arguments.rationales}: no such file. Leave rationales out, or make them first.")
         files["rationales"] = sha256(arguments.rationales)
+    if arguments.votes is not None:
+        files["votes"] = sha256(arguments.votes)
     return {"arguments": options, "data_sha256": files}
 
 
@@ -340,6 +375,7 @@ def _build_trainer(
     embeddings: dict[str, np.ndarray] | None,
     rationales: pd.DataFrame | None = None,
     perspectives: dict[str, np.ndarray] | None = None,
+    votes: dict[str, np.ndarray] | None = None,
 ) -> LRKDTrainer:
     import torch
     from transformers import AutoTokenizer, EarlyStoppingCallback, TrainingArguments, set_seed
@@ -417,7 +453,7 @@ def _build_trainer(
         if training_arguments.use_cpu and arguments.epochs > 1:
             remember(model, arguments.frozen_layers)
     model.config.encoder_config._name_or_path = public_name(arguments.encoder)  # config.json travels
-    train = PairDataset(pairs["train"], tokenizer, schema.label2id, arguments.max_length, embeddings)
+    train = PairDataset(pairs["train"], tokenizer, schema.label2id, arguments.max_length, embeddings, votes=votes)
     validation = PairDataset(pairs["validation"], tokenizer, schema.label2id, arguments.max_length, sort_by_length=True)
     collator = PairCollator(tokenizer)
     if rationales is not None:
@@ -429,6 +465,7 @@ def _build_trainer(
         model,
         training_arguments,
         head_learning_rate=arguments.head_learning_rate,
+        vote_weight=arguments.vote_weight,
         data_collator=collator,
         train_dataset=train,
         eval_dataset=validation,

@@ -13,10 +13,12 @@ from transformers import Trainer
 
 from recipes.arguments import UserError
 from recipes.student.dataset import LengthBucketSampler
+from recipes.student.votes import vote_divergence
 
 LOSS_PARTS = (
     "classification_loss",
     "guidance_loss",
+    "vote_loss",
     # recipes.student.rivals
     "reconstruction_loss",
     "tagging_loss",
@@ -34,12 +36,16 @@ class LRKDTrainer(Trainer):
         head_learning_rate: Learning rate of everything but the encoder: extractor, projection, classifier. None: the
             same as the encoder's, as in the paper. Its 2e-6 over about 2,000 steps can move a randomly initialised
             weight by about 0.004, so a larger one is worth trying.
+        vote_weight: Weight of KL(p_T || p_S) to the teacher's votes, for batches that have `teacher_votes`.
         kwargs: As in `transformers.Trainer`.
     """
 
-    def __init__(self, *args: Any, head_learning_rate: float | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, head_learning_rate: float | None = None, vote_weight: float = 0.0, **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
         self.head_learning_rate = head_learning_rate
+        self.vote_weight = vote_weight
         self._loss_parts: dict[str, list[torch.Tensor]] = {name: [] for name in LOSS_PARTS}
         if self.is_fsdp_enabled:
             self.check_layers(self.accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap or [])
@@ -103,8 +109,13 @@ class LRKDTrainer(Trainer):
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any
     ) -> Any:
-        """Return eq. 9 as the model computes it, and keep its parts for the log."""
+        """Return eq. 9 as the model computes it, with the votes' part if there are any; keep the parts for the log."""
+        votes = inputs.pop("teacher_votes", None)
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
+        if votes is not None:
+            vote_loss = vote_divergence(votes, outputs.logits).mean()
+            loss = loss + self.vote_weight * vote_loss
+            self._loss_parts["vote_loss"].append(vote_loss.detach())
         if model.training:
             for name in LOSS_PARTS:
                 if outputs.get(name) is not None:

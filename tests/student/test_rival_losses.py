@@ -16,7 +16,7 @@ from recipes.student.rivals.base import RivalCollator
 from recipes.student.rivals.ced_kd import CEDKDStudent, RationaleDecoder
 from recipes.student.rivals.crf import LinearChainCRF
 from recipes.student.rivals.crsd import CRSDStudent, info_nce
-from recipes.student.rivals.mkd import MKDStudent, vote_divergence
+from recipes.student.rivals.mkd import MKDStudent
 from recipes.student.rivals.tags import TAG_NAMES, Span, cited_spans, merged, token_tags
 from tests.tiny import SIZES, save_tiny_encoder, tiny_tokenizer
 
@@ -237,13 +237,6 @@ def test_the_tagging_loss_is_the_crfs_over_the_rows_that_cite(encoder):
     assert (batch["tags"][1] == IGNORED).all()  # no rationale
     torch.testing.assert_close(output.tagging_loss, expected)
     assert batch["votes"].tolist() == [[1, 0], [0, 0], [1, 1]]
-
-
-def test_votes_by_hand():
-    votes, logits = torch.tensor([[2.0, 1.0], [0.0, 0.0]]), torch.tensor([[0.0, math.log(3)], [5.0, -5.0]])
-    teacher, student = (2.5 / 4, 1.5 / 4), (0.25, 0.75)
-    expected = sum(t * math.log(t / s) for t, s in zip(teacher, student, strict=True))
-    torch.testing.assert_close(vote_divergence(votes, logits), torch.tensor([expected, 0.0]))
 
 
 def spans_of(query, title, rationale, **known):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -15,6 +16,7 @@ from recipes.student.dataset import PairDataset
 from recipes.student.rivals.base import RivalCollator, RivalDataset, RivalStudent
 from recipes.student.rivals.crf import LinearChainCRF
 from recipes.student.rivals.tags import OUTSIDE, TAG_NAMES, Span, cited_spans, merged, token_tags
+from recipes.student.votes import count_votes, vote_divergence
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,7 +25,6 @@ if TYPE_CHECKING:
     from recipes.student.distill import DistillArguments
 
 IGNORED = -100
-SMOOTHING = 0.5  # added to the votes of each class (Jeffreys' prior), so that no class has probability 0
 
 
 class MKDStudent(RivalStudent):
@@ -75,18 +76,10 @@ class MKDStudent(RivalStudent):
             "share_of_tokens_tagged": round(sum(tag != OUTSIDE for row in tags for tag in row) / max(tokens, 1), 4),
             "spans": dict(counts.most_common()),
         }
-        columns: dict[str, list] = {"tags": tags, "votes": self._votes(pairs, rationales)}
+        votes, none = count_votes(rationales, self.config.label2id), np.zeros(len(self.config.id2label), np.float32)
+        columns: dict[str, list] = {"tags": tags, "votes": [votes.get(pair_id, none) for pair_id in pairs["pair_id"]]}
         padding = {"tags": IGNORED, "votes": 0.0}
         return RivalDataset(dataset, columns, report), RivalCollator(tokenizer, padding)
-
-    def _votes(self, pairs: pd.DataFrame, rationales: pd.DataFrame) -> list[list[float]]:
-        """Count the votes for each class, `(pairs, labels)`."""
-        none = [0.0] * len(self.config.id2label)
-        votes: dict[str, list[float]] = {}
-        voted = rationales[rationales["predicted_label"].notna()]
-        for pair_id, label in zip(voted["pair_id"], voted["predicted_label"], strict=True):
-            votes.setdefault(pair_id, none.copy())[self.config.label2id[label]] += 1.0
-        return [votes.get(pair_id, none) for pair_id in pairs["pair_id"]]
 
     def training_losses(  # type: ignore[override]
         self, features: LRKDModelOutput, logits: Tensor, mask: Tensor, labels: Tensor, tags: Tensor, votes: Tensor
@@ -100,22 +93,6 @@ class MKDStudent(RivalStudent):
         if self.loss_weights["score_loss"]:
             parts["score_loss"] = vote_divergence(votes, logits).mean()
         return parts
-
-
-def vote_divergence(votes: Tensor, logits: Tensor) -> Tensor:
-    """KL(p_T || p_S) of each row, p_T the smoothed share of the votes; 0 for a row without votes.
-
-    Args:
-        votes: Of the teacher for each class, `(batch, labels)`.
-        logits: Of the student, `(batch, labels)`.
-
-    >>> vote_divergence(torch.tensor([[3.0, 0.0], [0.0, 0.0]]), torch.zeros(2, 2))  # p_T = (7/8, 1/8)
-    tensor([0.3164, 0.0000])
-    """
-    smoothed = votes + SMOOTHING
-    teacher = smoothed / smoothed.sum(dim=1, keepdim=True)
-    rows = F.kl_div(F.log_softmax(logits.float(), dim=1), teacher, reduction="none").sum(dim=1)
-    return torch.where(votes.sum(dim=1) > 0, rows, 0.0)
 
 
 def _cited(pairs: pd.DataFrame, rationales: pd.DataFrame) -> tuple[list[list[Span]], list[bool]]:
