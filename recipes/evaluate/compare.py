@@ -8,6 +8,8 @@ A run is what recipes.evaluate.run wrote: a folder with predictions.parquet, or 
 once, or a DIR with a wildcard, is one system with several seeds (`seed` of metrics.json, else 0, 1, ... in order).
 A runs file has one JSON object a line with `system`, `predictions` (relative to the runs file) and optional `seed`.
 
+With `--logit_adjustment 1 --pairs PAIRS` every system decides by balanced error (recipes.evaluate.adjust).
+
 Writes compare.json, table.md and plot.png: overall, and for each locale where there are several.
 
 What is computed:
@@ -52,6 +54,12 @@ class CompareArguments:
     labels: str = field(default="esci", metadata={"help": "Label schema: a name in recipes/labels or a YAML file."})
     draws: int = field(default=10_000, metadata={"help": "Bootstrap draws."})
     bootstrap_seed: int = field(default=0, metadata={"help": "Seed of the bootstrap."})
+    logit_adjustment: float = field(
+        default=0.0, metadata={"help": "τ by which all predictions are adjusted (recipes.evaluate.adjust)."}
+    )
+    pairs: str | None = field(
+        default=None, metadata={"help": "For logit_adjustment: folder of the pairs that the systems were trained on."}
+    )
 
 
 def write_comparison(arguments: CompareArguments) -> dict[str, Any]:
@@ -60,12 +68,19 @@ def write_comparison(arguments: CompareArguments) -> dict[str, Any]:
     Raises:
         UserError: See `compare`; or the output folder cannot be written.
     """
+    from recipes.evaluate.adjust import log_offsets
     from recipes.evaluate.runs import list_runs
     from recipes.schemas import load_labels
 
     schema = load_labels(arguments.labels)
     runs = list_runs(arguments.runs, arguments.runs_file)
-    comparison = compare(runs, arguments.baseline, schema, arguments.draws, arguments.bootstrap_seed)
+    if (arguments.logit_adjustment != 0) != (arguments.pairs is not None):
+        raise UserError(
+            f"--logit_adjustment {arguments.logit_adjustment} and --pairs {arguments.pairs}: give both, or neither. "
+            "The pairs are those of the training, whose classes' shares are taken out."
+        )
+    offsets = log_offsets(arguments.logit_adjustment, arguments.pairs, schema) if arguments.pairs else None
+    comparison = compare(runs, arguments.baseline, schema, arguments.draws, arguments.bootstrap_seed, offsets)
     comparison["arguments"] = to_dict(arguments)
     save_comparison(comparison, Path(arguments.output))
     return comparison
@@ -89,7 +104,14 @@ def save_comparison(comparison: dict[str, Any], output: Path) -> None:
         raise UserError(f"{output}: could not be written ({error}). Free space or choose another --output.") from None
 
 
-def compare(runs: list[Run], baseline: str, schema: LabelSchema, draws: int, bootstrap_seed: int) -> dict[str, Any]:
+def compare(
+    runs: list[Run],
+    baseline: str,
+    schema: LabelSchema,
+    draws: int,
+    bootstrap_seed: int,
+    offsets: NDArray[np.float64] | None = None,
+) -> dict[str, Any]:
     """Compare the systems overall and, where there are several locales, in each.
 
     Raises:
@@ -104,7 +126,7 @@ def compare(runs: list[Run], baseline: str, schema: LabelSchema, draws: int, boo
         )
     if draws < 100:
         raise UserError(f"--draws {draws}: expected at least 100; with 10000 the smallest p-value is 0.0002.")
-    return compare_scored(score(runs, schema), baseline, draws, bootstrap_seed)
+    return compare_scored(score(runs, schema, offsets), baseline, draws, bootstrap_seed)
 
 
 @dataclass
@@ -126,19 +148,27 @@ class ScoredRuns:
     ranking: pd.DataFrame
 
 
-def score(runs: list[Run], schema: LabelSchema) -> ScoredRuns:
+def score(runs: list[Run], schema: LabelSchema, offsets: NDArray[np.float64] | None = None) -> ScoredRuns:
     """Read the predictions of the runs and count them by query.
+
+    Args:
+        runs: At least one.
+        schema: The classes of all.
+        offsets: What is taken off everybody's logits before they decide, `(classes,)`; see `recipes.evaluate.adjust`.
 
     Raises:
         UserError: A file breaks the contract of predictions, or the runs are not on the same pairs and labels.
     """
     import numpy as np
 
+    from recipes.evaluate.adjust import adjust_predictions
     from recipes.evaluate.metrics import ranking_by_query, to_arrays
     from recipes.evaluate.runs import read_aligned
     from recipes.evaluate.significance import query_statistics
 
     tables = read_aligned(runs, schema)
+    if offsets is not None:
+        tables = [adjust_predictions(table, schema, offsets) for table in tables]
     query = tables[0].groupby(["locale", "query"], sort=False).ngroup().to_numpy()
     arrays = [to_arrays(table, schema, str(run.predictions)) for run, table in zip(runs, tables, strict=True)]
     gold, predicted = arrays[0][0], np.stack([predicted for _, predicted, _ in arrays])

@@ -41,6 +41,11 @@ class BenchArguments:
         default_factory=dict, metadata={"help": "Full system -> those that are compared with it (Tables 4 and 6)."}
     )
     draws: int = field(default=10_000, metadata={"help": "Bootstrap draws of the comparisons."})
+    logit_adjustment: float = field(
+        default=0.0,
+        metadata={"help": "τ: all systems decide by balanced error in the comparisons (recipes.evaluate.adjust); "
+                          "tables and comparisons get folders of their own, -adjusted."},
+    )  # fmt: skip
 
     @property
     def baselines(self) -> list[str]:

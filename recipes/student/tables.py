@@ -10,6 +10,7 @@ recipes.evaluate.compare writes, every locale too: comparison/ and, for a second
 - Differences to each baseline, with intervals, and p-values after Holm over all systems of the recipe.
 - Ablations, as in Tables 4 and 6: differences to the full system; a Holm family each.
 - What each system costs: parameters, and time of training (of a run that was killed, since its last start).
+With `--logit_adjustment 1` all systems decide by balanced error (recipes.evaluate.adjust), in folders -adjusted.
 Runs that failed or are still to come are named; they are in no figure.
 """
 
@@ -36,10 +37,11 @@ def write_tables(arguments: BenchArguments) -> dict[str, Any]:
     from recipes.student.layout import format_markdown, plot_tables
 
     tables = collect(arguments, plan(arguments))
-    folder = Path(arguments.output, "tables")
+    adjusted = "-adjusted" if arguments.logit_adjustment else ""
+    folder = Path(arguments.output, f"tables{adjusted}")
     for dataset, content in tables["datasets"].items():
         for baseline, comparison in content["comparisons"].items():
-            name = "comparison" if baseline == arguments.baselines[0] else f"comparison-{baseline}"
+            name = f"comparison{adjusted}" + ("" if baseline == arguments.baselines[0] else f"-{baseline}")
             save_comparison(comparison, Path(arguments.output, dataset, name))
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -107,6 +109,7 @@ def collect(arguments: BenchArguments, planned: Sequence[PlannedRun]) -> dict[st
 def _compare(
     arguments: BenchArguments, planned: Sequence[PlannedRun], lines: dict[str, list[dict[str, Any]]]
 ) -> dict[str, Any]:
+    from recipes.evaluate.adjust import log_offsets
     from recipes.evaluate.compare import compare_scored, score
     from recipes.evaluate.runs import Run
     from recipes.schemas import load_labels
@@ -117,7 +120,9 @@ def _compare(
     runs = [
         Run(system, line["seed"], folder / line["predictions"]) for system, found in lines.items() for line in found
     ]
-    scored = score(runs, load_labels(planned[0].student.labels))
+    student, tau = planned[0].student, arguments.logit_adjustment
+    schema = load_labels(student.labels)
+    scored = score(runs, schema, log_offsets(tau, student.pairs, schema) if tau else None)
 
     def against(baseline: str, systems: Sequence[str] | None = None) -> dict[str, Any]:
         return compare_scored(scored, baseline, arguments.draws, BOOTSTRAP_SEED, systems)
@@ -141,9 +146,10 @@ def _compare(
 
 def where(arguments: BenchArguments) -> str:
     """Say what `write_tables` wrote."""
+    adjusted = "-adjusted" if arguments.logit_adjustment else ""
     return (
-        f"Wrote {arguments.output}/tables: tables.md, tables.json and plots; every locale and nDCG: table.md in "
-        f"{arguments.output}/**/comparison*; runs.jsonl there."
+        f"Wrote {arguments.output}/tables{adjusted}: tables.md, tables.json and plots; every locale and nDCG: table.md "
+        f"in {arguments.output}/**/comparison{adjusted}*; runs.jsonl there."
     )
 
 

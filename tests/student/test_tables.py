@@ -1,6 +1,8 @@
 """Tables of hand-made runs: four pairs, so that every figure can be checked by counting."""
 
 import json
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -9,7 +11,7 @@ import yaml
 
 from recipes.arguments import UserError, to_dict
 from recipes.record import write_json
-from recipes.schemas import PREDICTIONS, load_labels, write
+from recipes.schemas import PAIRS, PREDICTIONS, load_labels, read, write
 from recipes.student.layout import format_markdown, format_terminal
 from recipes.student.plan import BenchArguments, plan
 from recipes.student.tables import write_tables
@@ -171,3 +173,28 @@ def test_a_run_of_other_settings_is_in_no_figure(arguments):
 def test_nothing_finished_is_an_error(arguments):
     with pytest.raises(UserError, match=r"no run of the recipe is finished\. python -m recipes\.student\.bench"):
         write_tables(arguments())
+
+
+def test_adjusted_decisions_have_tables_of_their_own(arguments, tmp_path):
+    pairs = {"pair_id": list("abcdefgh"), "query": "q", "product_title": "t", "locale": "us", "label": list("EEEEESCI")}
+    write(pd.DataFrame(pairs), tmp_path / "pairs" / "train.parquet", PAIRS)
+    recipe = arguments(pairs=str(tmp_path / "pairs"))
+    runs = save_all(plan(recipe))
+    for name in ("bert-0", "gat-0", "gat-1", "cls-0", "average-0"):  # Exact, of a class of five in eight, at 0.8
+        file = runs[name].folder / "evaluation-test" / "predictions.parquet"
+        frame = read(file, PREDICTIONS)
+        frame["probabilities"] = [
+            np.array([0.8, 0.2, 0, 0] if name == "Exact" else [0.2, 0.8, 0, 0]) for name in frame["predicted_label"]
+        ]
+        write(frame, file, PREDICTIONS)
+    plain = write_tables(recipe)["datasets"][""]["systems"]["overall"]
+    assert plain["gat"]["accuracy"]["by_seed"] == [1, 0.75]
+    adjusted = write_tables(replace(recipe, logit_adjustment=1.0))["datasets"][""]["systems"]["overall"]
+    # 0.8 / 5 < 0.2 / 1: everything becomes Substitute.
+    assert {name: metrics["accuracy"]["by_seed"] for name, metrics in adjusted.items()} == {
+        "bert": [0.5], "gat": [0.5, 0.5], "cls": [0.5], "average": [0.5],
+    }  # fmt: skip
+    folder = Path(recipe.output)
+    assert {path.name for path in folder.glob("tables*")} == {"tables", "tables-adjusted"}
+    assert (folder / "comparison-adjusted" / "compare.json").is_file()
+    assert (folder / "comparison-adjusted-gat" / "compare.json").is_file()
