@@ -46,6 +46,7 @@ VERBS = {
     "publish/facts_esci.yaml": Statement,
     "rationales/build.yaml": BuildArguments,
     "rationales/embed.yaml": EmbedArguments,
+    "student/bazaar_frozen.yaml": DistillArguments,
     "student/bazaar_matrix.yaml": BenchArguments,
     "student/bazaar_minilm.yaml": DistillArguments,
     "student/demo_bench.yaml": BenchArguments,
