@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import re
 from collections.abc import Mapping
@@ -174,10 +175,11 @@ def _check_system(
     members: Any,
     datasets: Any,
 ) -> None:
-    unknown = [name for name in options if name not in DistillArguments.__dataclass_fields__]
+    unknown = [name for name in options if name not in DEFAULTS]
     problem = None
     if unknown:
-        problem = f"unknown option {unknown[0]!r}"
+        close = difflib.get_close_matches(str(unknown[0]), [*DEFAULTS, *OF_A_SYSTEM], n=1)
+        problem = f"unknown option {unknown[0]!r}" + (f" (did you mean {close[0]!r}?)" if close else "")
     elif own := [name for name in OF_THE_BENCH if name in options]:
         problem = f"{own[0]!r} is set by the bench, run by run; seeds are a list, `seeds: [0, 1]`"
     elif not seeds:

@@ -71,7 +71,8 @@ def test_the_order_grows_the_table_evenly(arguments):
 @pytest.mark.parametrize(
     ("systems", "changes", "message"),
     [
-        ({"bert": {}, "gat": {"gardance_weight": 1}}, {}, "system 'gat': unknown option 'gardance_weight'"),
+        ({"bert": {}, "gat": {"gardance_weight": 1}}, {}, "unknown option 'gardance_weight' .*'guidance_weight'"),
+        ({**SYSTEMS, "avg": {"member": ["bert", "gat"]}}, {}, "'avg': unknown option 'member' .*'members'"),
         ({"bert": {}, "gat": {"guidance_weight": "much"}}, {}, "system 'gat'.*guidance_weight"),
         ({"bert": {}, "gat": {"epochs": 0}}, {}, "system 'gat': epochs: expected more than 0"),
         ({"bert": {"seeds": []}}, {}, "system 'bert': no seeds"),
