@@ -260,10 +260,10 @@ class LRKDModel(LRKDPreTrainedModel):
         input_ids: Tensor | None,
         inputs_embeds: Tensor | None,
         mask: Tensor,
-        token_type_ids: Tensor | None,
-        position_ids: Tensor | None,
-        output_attentions: bool | None,
-        output_hidden_states: bool | None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
     ) -> Any:
         """Encode with `separate_layers`: what the encoder would return."""
         if output_attentions:

@@ -107,7 +107,7 @@ def read_yaml(cls: type, path: str | Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(text) or {}
     except yaml.YAMLError as error:
-        raise UserError(f"{path}: not valid YAML: {error}") from None
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, Mapping):
         raise UserError(f"{path}: expected `key: value` lines, found a {type(values).__name__}.")
     check_keys(cls, values, path)

@@ -441,11 +441,14 @@ def load_labels(name_or_path: str) -> LabelSchema:
             relevant=content["relevant"],
         )
     except (yaml.YAMLError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: not a label schema ({error}); compare recipes/labels/esci.yaml.") from None
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path}: not a label schema ({reason}); compare recipes/labels/esci.yaml.") from None
     unknown = [name for name in schema.relevant if name not in schema.names]
     if unknown or len(set(schema.names)) != len(schema.names):
         raise UserError(f"{path}: `relevant` must name classes of `labels` ({unknown}), each class once.")
     _check_spellings(schema, path)
+    if len(schema.labels) < 2:
+        raise UserError(f"{path}: expected two classes or more, found {', '.join(schema.names) or 'none'}.")
     return schema
 
 

@@ -61,7 +61,7 @@ def test_any_way_to_write_a_float(value):
         ("nmae: x", r"unknown key 'nmae'\. Did you mean 'name'\?"),
         ("name: x\nzzzz: 1", r"unknown key 'zzzz'\. Known keys: name, size, rate"),
         ("name: x\n3: 1", r"unknown key 3\."),
-        ("name: [", "not valid YAML"),
+        ("name: [", r"not valid YAML: [^\n]*$"),
         ("- name", "expected `key: value` lines, found a list"),
         ("just words", "expected `key: value` lines, found a str"),
         ("name: x\nsize: many", "size"),

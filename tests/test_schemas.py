@@ -190,7 +190,8 @@ def test_a_column_of_labels():
     [
         ("name: x", "not a label schema"),
         ("- x", "not a label schema"),
-        ("name: [", "not a label schema"),
+        ("name: [", r"not a label schema \([^\n]*\); compare recipes/labels/esci\.yaml\.$"),
+        ("name: x\nrelevant: [a]\nlabels:\n  - {name: a, gain: 1, definition: d}", "two classes or more, found a"),
         ("name: x\nrelevant: []\nlabels:\n  - nmae: a", "not a label schema"),
         ("name: x\nrelevant: [b]\nlabels:\n  - {name: a, gain: 1, definition: d}", "`relevant` must name classes"),
         (

@@ -4,7 +4,8 @@
         --labels aliexpress6 --output runs/demo/exported
     python -m recipes.serve.export --model runs/demo/students/lrkd-gat-0 --output runs/demo/exported
 
-The first writes the student, `onnx/model.onnx` (outputs: logits and latent_reasoning; any batch and length),
+The first writes the student, `onnx/model.onnx` (outputs: logits, latent_reasoning, and with a latent for each
+perspective perspective_weights, in the order of `perspectives` in config.json; any batch and length),
 `onnx/model_int8.onnx` and `openvino/openvino_model_int8.xml`, calibrated on `--calibration_split`. On `--guard_split`
 each form's macro-F1 is held against the plain model's: a drop of more than `--tolerance` points is an error, and
 nothing is written. A form whose precision this CPU does not multiply could not be held against anything: it is left

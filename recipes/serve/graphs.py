@@ -40,6 +40,7 @@ def save_float32(model_folder: str, output: Path) -> float:
     save_tokenizer(tokenizer, output)
     names = [name for name in tokenizer.model_input_names if name != "token_type_ids" or takes_segments(model)]
     outputs = ["logits"] if model.config.extractor_type == "none" else ["logits", "latent_reasoning"]
+    outputs += [] if model.config.perspectives is None else ["perspective_weights"]  # what the gate says of a pair
 
     class Exported(nn.Module):
         def __init__(self) -> None:

@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from recipes.arguments import UserError, parse, run
 from recipes.evaluate.run import RunArguments, evaluate
+from recipes.record import sha256
 from recipes.schemas import make_folder
 from recipes.student.distill import distill, settings_of
 from recipes.student.plan import DEFAULTS, BenchArguments, PlannedRun, finished_line, plan
@@ -37,7 +38,7 @@ RUNS = "runs.jsonl"
 
 
 def train_and_score(planned: PlannedRun, split: str) -> None:
-    """Train, or average, and score; what is already there is not done again.
+    """Train and score, or average; a student that is already there is not trained again.
 
     Raises:
         UserError: The data or the settings are not what training, averaging or scoring needs.
@@ -47,12 +48,12 @@ def train_and_score(planned: PlannedRun, split: str) -> None:
     if planned.members:
         from recipes.evaluate.ensemble import average
 
-        if not (evaluation / "metrics.json").is_file():
-            folders = [planned.folder.with_name(f"{member}-{planned.seed}") for member in planned.members]
-            average(
-                [folder / evaluation.name / "predictions.parquet" for folder in folders], evaluation, student.labels
-            )
+        folders = [planned.folder.with_name(f"{member}-{planned.seed}") for member in planned.members]
+        average([folder / evaluation.name / "predictions.parquet" for folder in folders], evaluation, student.labels)
         return
+    scored = Path(student.pairs, f"{split}.parquet")
+    if Path(student.pairs).is_dir() and not scored.is_file():  # now, not after the training
+        raise UserError(f"{scored}: no such file. Expected the pairs to score: choose another `split`, or make it.")
     distill(student)
     if not (evaluation / "metrics.json").is_file():
         evaluate(
@@ -84,6 +85,9 @@ class Progress:
                 if not one.student.overwrite and (line := finished_line(one, self.split)) is not None:
                     if not one.members:
                         claim_folder(one.folder, settings_of(one.student), overwrite=False, defaults=DEFAULTS)
+                        check_scored(one, self.split)
+                    elif not self._members_finished(one):
+                        continue
                     self.lines[one.name] = line
                     one.failure().unlink(missing_ok=True)
             except (UserError, OSError) as error:
@@ -109,10 +113,13 @@ class Progress:
 
     def average(self) -> None:
         """Average the systems whose members are all there."""
-        finished = {(line.get("dataset"), line["seed"], line["system"]) for line in self.lines.values()}
         for one in self._open():
-            if one.members and all((one.dataset, one.seed, member) in finished for member in one.members):
+            if one.members and self._members_finished(one):
                 self.ended(one, attempt(one, self.split))
+
+    def _members_finished(self, one: PlannedRun) -> bool:
+        finished = {(line.get("dataset"), line["seed"], line["system"]) for line in self.lines.values()}
+        return all((one.dataset, one.seed, member) in finished for member in one.members)
 
     def _open(self) -> list[PlannedRun]:
         return [one for one in self.planned if one.name not in self.lines and one.name not in self.failed]
@@ -138,6 +145,19 @@ class Progress:
             temporary = file.with_name(f".{file.name}.tmp")
             temporary.write_text(text, encoding="utf-8")
             temporary.replace(file)
+
+
+def check_scored(one: PlannedRun, split: str) -> None:
+    """Check that a finished run was scored on the pairs that are there now.
+
+    Raises:
+        UserError: On others.
+    """
+    evaluation = one.folder / f"evaluation-{split}"
+    pairs = Path(one.student.pairs, f"{split}.parquet")
+    facts = json.loads((evaluation / "metrics.json").read_text(encoding="utf-8")).get("facts", {})
+    if pairs.is_file() and facts.get("pairs_sha256") not in (None, sha256(pairs)):
+        raise UserError(f"{evaluation}: scored on another {pairs} than is there now. Remove it to score the run again.")
 
 
 def attempt(one: PlannedRun, split: str) -> str | None:

@@ -51,6 +51,17 @@ def perspective_embeddings(rationales: pd.DataFrame, perspectives: Sequence[str]
     return {pair_id: np.stack([of_one.get(pair_id, none) for of_one in means]) for pair_id in pair_ids}
 
 
+def longest_input(encoder: Any) -> int | None:
+    """Return for how many tokens an encoder has positions, None where they are relative or rotary and have no end.
+
+    The RoBERTa family begins to count after its padding token: of its 514 positions an input can have 512.
+    """
+    positions = getattr(getattr(encoder, "embeddings", None), "position_embeddings", None)
+    if not isinstance(positions, torch.nn.Embedding):
+        return None
+    return positions.num_embeddings - (0 if positions.padding_idx is None else positions.padding_idx + 1)
+
+
 class PairDataset(Dataset[dict[str, Any]]):
     """Pairs, tokenised once without padding.
 

@@ -159,6 +159,9 @@ def distill(arguments: DistillArguments) -> dict[str, Any]:
         name: frame.assign(label=schema.canonical_column(frame["label"], f"{arguments.pairs}/{name}.parquet"))
         for name, frame in read_pairs(arguments.pairs, ("train", "validation")).items()
     }
+    for name, frame in pairs.items():
+        if frame.empty:
+            raise UserError(f"{arguments.pairs}/{name}.parquet: no rows. Make the pairs again, or name another folder.")
     embeddings, perspectives = _read_embeddings(arguments, pairs["train"])
     votes = None if arguments.votes is None else _read_votes(arguments.votes, schema, pairs["train"], arguments.pairs)
     rationales = None
@@ -182,7 +185,8 @@ def distill(arguments: DistillArguments) -> dict[str, Any]:
     from recipes.minilm import public_name, resolve_encoder
 
     started = time.time()
-    trainer = _build_trainer(arguments, schema, pairs, embeddings, rationales, perspectives, votes)
+    names = _perspective_names(arguments, pairs["train"])
+    trainer = _build_trainer(arguments, schema, pairs, embeddings, rationales, names, votes)
     checkpoint = last_complete_checkpoint(output / "checkpoints")
     if checkpoint is not None:
         print(f"Going on from {checkpoint}.")
@@ -240,6 +244,8 @@ def check_options(arguments: DistillArguments) -> None:
                 f"`--extractor_type none` (it is {arguments.extractor_type!r}) and `rationales` "
                 f"({arguments.rationales!r}; recipes.rationales.build makes them)."
             )
+    if arguments.rival == "ced_kd" and arguments.rival_length == 1:
+        raise UserError("rival_length: expected at least 2, where decoding starts and one token to decode; got 1.")
     for name in (*positive, *optional):
         value = getattr(arguments, name)
         if not (value is None and name in optional) and value <= 0:
@@ -300,17 +306,34 @@ def _read_embeddings(
             f"{arguments.rationales}: column 'cot_embedding' holds vectors of {size} numbers, but reasoning_dim is "
             f"{arguments.reasoning_dim}. Leave reasoning_dim out, or embed with another encoder."
         )
-    in_training = rationales["pair_id"].isin(train["pair_id"])
-    means = perspective_means(rationales[in_training])
-    if arguments.latents == "per_perspective":
-        if means is None:
-            found = rationales[in_training]["perspective"].iloc[0]
-            raise UserError(
-                f"{arguments.rationales}: latents per_perspective need rationales of two perspectives or more, found "
-                f"{found!r} alone. Build them with --target mean, or leave `latents` out."
-            )
-        embeddings = perspective_embeddings(rationales, list(means))
+    means = perspective_means(rationales[rationales["pair_id"].isin(train["pair_id"])])
+    if (names := _perspective_names(arguments, train)) is not None:
+        embeddings = perspective_embeddings(rationales, names)
     return embeddings, means
+
+
+def _perspective_names(arguments: DistillArguments, train: pd.DataFrame) -> list[str] | None:
+    """Return the perspectives that have a latent each, None for a single latent.
+
+    They are those of the training pairs' rationales; without guidance too, so that it takes nothing else away. With no
+    rationales they are the chosen ones, or the paper's three.
+
+    Raises:
+        UserError: There is but one.
+    """
+    if arguments.latents != "per_perspective":
+        return None
+    if arguments.rationales is None:
+        names = list(arguments.perspectives or PERSPECTIVES)
+    else:
+        rationales = _read_rationales(arguments, train)
+        names = sorted(rationales[rationales["pair_id"].isin(train["pair_id"])]["perspective"].unique())
+    if len(names) < 2:
+        raise UserError(
+            f"{arguments.rationales or 'perspectives'}: latents per_perspective need rationales of two perspectives or "
+            f"more, found {names[0]!r} alone. Build them with --target mean, or leave `latents` out."
+        )
+    return names
 
 
 def _read_rationales(arguments: DistillArguments, train: pd.DataFrame) -> pd.DataFrame:
@@ -374,7 +397,7 @@ def _build_trainer(
     pairs: dict[str, pd.DataFrame],
     embeddings: dict[str, np.ndarray] | None,
     rationales: pd.DataFrame | None = None,
-    perspectives: dict[str, np.ndarray] | None = None,
+    perspectives: list[str] | None = None,
     votes: dict[str, np.ndarray] | None = None,
 ) -> LRKDTrainer:
     import torch
@@ -382,7 +405,7 @@ def _build_trainer(
 
     from modeling_lrkd import LRKDForSequenceClassification
     from recipes.minilm import public_name, resolve_encoder
-    from recipes.student.dataset import PairCollator, PairDataset
+    from recipes.student.dataset import PairCollator, PairDataset, longest_input
     from recipes.student.frozen import freeze, remember
     from recipes.student.trainer import LRKDTrainer
 
@@ -418,7 +441,6 @@ def _build_trainer(
     student_class = LRKDForSequenceClassification if arguments.rival == "none" else _rival_class(arguments.rival)
     encoder, revision = resolve_encoder(arguments.encoder), arguments.encoder_revision
     size = 1024 if embeddings is None else next(iter(embeddings.values())).shape[-1]
-    names = list(PERSPECTIVES if perspectives is None else perspectives)  # without guidance: the paper's three
     try:
         tokenizer = AutoTokenizer.from_pretrained(encoder, revision=revision, trust_remote_code=False)
         model = student_class.from_encoder(
@@ -426,7 +448,7 @@ def _build_trainer(
             revision=revision,
             attn_implementation=arguments.attn_implementation,
             extractor_type=arguments.extractor_type,
-            perspectives=names if arguments.latents == "per_perspective" else None,
+            perspectives=perspectives,
             extractor_dim=arguments.extractor_dim,
             pooling=arguments.pooling,
             fuse=arguments.fuse,
@@ -443,6 +465,12 @@ def _build_trainer(
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"encoder {arguments.encoder!r} (revision {revision}) cannot be loaded: {reason}") from None
+    limit = longest_input(model.encoder)
+    if limit is not None and arguments.max_length > limit:
+        raise UserError(
+            f"max_length {arguments.max_length}: encoder {arguments.encoder!r} takes at most {limit} tokens. Make "
+            "max_length smaller."
+        )
     tokenizer.model_max_length = arguments.max_length
     if arguments.encoder_dropout is not None:
         for module in model.encoder.modules():

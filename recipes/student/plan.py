@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from recipes.arguments import UserError, build, check_keys, read_yaml, to_dict
+from recipes.record import sha256
 from recipes.student.distill import DistillArguments, check_options
 from recipes.student.saving import RECORD
 
 OF_A_SYSTEM = ("seeds", "datasets", "members")
+OF_THE_BENCH = ("seed", "output")  # what it sets itself: said elsewhere, it would be ignored
 NOT_A_SETTING = ("output", "overwrite", "logging_steps", "device")  # another value makes no other student
 DEFAULTS = {option.name: option.default for option in fields(DistillArguments)}  # of a run from before an option was
 
@@ -99,8 +102,9 @@ def plan(arguments: BenchArguments) -> list[PlannedRun]:
         UserError: A system has an option that `distill` does not know or will not take, no seeds, an unknown dataset
             or member; a baseline, block or ablation names what is no system; a name cannot be that of a folder.
     """
-    if arguments.workers < 1:
-        raise UserError(f"workers: expected at least 1, got {arguments.workers}.")
+    for name, least in (("workers", 1), ("draws", 100)):  # as recipes.evaluate.compare wants them
+        if getattr(arguments, name) < least:
+            raise UserError(f"{name}: expected at least {least}, got {getattr(arguments, name)}.")
     shared = read_yaml(DistillArguments, arguments.student)
     given = {name: value for name in ("pairs", "rationales") if (value := getattr(arguments, name)) is not None}
     if given and arguments.datasets:
@@ -109,15 +113,20 @@ def plan(arguments: BenchArguments) -> list[PlannedRun]:
     datasets = {name: there or {} for name, there in arguments.datasets.items()} or {None: {}}
     keyed = []
     for column, (dataset, there) in enumerate(datasets.items()):
+        if not isinstance(there, dict):
+            raise UserError(f"dataset {dataset!r}: expected options, e.g. {{pairs: DIR}}; found {there!r}.")
         check_keys(DistillArguments, there, f"dataset {dataset!r}")
+        if own := [name for name in OF_THE_BENCH if name in there]:
+            raise UserError(f"dataset {dataset!r}: {own[0]!r} is set by the bench, run by run. Take it out.")
         for row, (system, changes) in enumerate(arguments.systems.items()):
             if not isinstance(changes, dict | None):
                 raise UserError(f"system {system!r}: expected options, e.g. {{seeds: [0, 1]}}; found {changes!r}.")
             options = dict(changes or {})
             seeds = options.pop("seeds", [0])
-            members = tuple(options.pop("members", ()))
+            members = options.pop("members", None)
             chosen = options.pop("datasets", list(datasets))
             _check_system(arguments, system, options, seeds, members, chosen)
+            members = tuple(members or ())
             if dataset not in chosen:
                 continue
             if members:
@@ -142,16 +151,22 @@ def plan(arguments: BenchArguments) -> list[PlannedRun]:
 
 
 def _check_names(arguments: BenchArguments) -> None:
-    known = ", ".join(arguments.systems)
     for name in (*arguments.systems, *arguments.datasets):
-        if not re.fullmatch(r"\w[\w.+-]*", str(name)):
-            raise UserError(f"{name!r}: a system or dataset names a folder; use letters, digits, '-', '_', '+', '.'.")
-    named: list[tuple[str, Iterable[str]]] = [
+        if not isinstance(name, str) or not re.fullmatch(r"\w[\w.+-]*", name):
+            raise UserError(
+                f"{name!r}: a system or dataset names a folder; use letters, digits, '-', '_', '+', '.', and quotes "
+                "around what YAML takes for a number or a truth value."
+            )
+    known = ", ".join(arguments.systems)
+    named: list[tuple[str, Any]] = [
         ("baseline", arguments.baselines),
         *((f"block {title!r}", systems) for title, systems in arguments.blocks.items()),
-        *((f"ablations of {full!r}", [full, *systems]) for full, systems in arguments.ablations.items()),
+        ("ablations of", list(arguments.ablations)),
+        *((f"ablations of {full!r}", systems) for full, systems in arguments.ablations.items()),
     ]
     for what, systems in named:
+        if not isinstance(systems, list):
+            raise UserError(f"{what}: expected a list of systems, e.g. [{known}]; found {systems!r}.")
         for system in systems:
             if system not in arguments.systems:
                 raise UserError(f"{what} {system!r} is not one of the systems {known}.")
@@ -162,23 +177,30 @@ def _check_system(
     system: str,
     options: Mapping[str, Any],
     seeds: Any,
-    members: tuple[str, ...],
+    members: Any,
     datasets: Any,
 ) -> None:
-    unknown = [name for name in options if name not in DistillArguments.__dataclass_fields__]
+    unknown = [name for name in options if name not in DEFAULTS]
     problem = None
     if unknown:
-        problem = f"unknown option {unknown[0]!r}"
+        close = difflib.get_close_matches(str(unknown[0]), [*DEFAULTS, *OF_A_SYSTEM], n=1)
+        problem = f"unknown option {unknown[0]!r}" + (f" (did you mean {close[0]!r}?)" if close else "")
+    elif own := [name for name in OF_THE_BENCH if name in options]:
+        problem = f"{own[0]!r} is set by the bench, run by run; seeds are a list, `seeds: [0, 1]`"
     elif not seeds:
         problem = "no seeds"
-    elif not isinstance(seeds, list) or not all(isinstance(seed, int) for seed in seeds):
-        problem = f"seeds {seeds!r}: expected a list of whole numbers"
+    elif not isinstance(seeds, list) or not all(type(seed) is int and seed >= 0 for seed in seeds):
+        problem = f"seeds {seeds!r}: expected a list of whole numbers from 0 on"
     elif len(set(seeds)) < len(seeds):
         problem = f"seeds {seeds!r}: one is named twice"
+    elif members is not None and (not isinstance(members, list) or len({*map(str, members)}) < max(2, len(members))):
+        problem = f"members {members!r}: expected a list of two systems or more, each once"
     elif members and options:
         problem = f"has `members`, so nothing is trained and {next(iter(options))!r} means nothing"
-    elif strange := [name for name in members if name not in arguments.systems]:
+    elif strange := [name for name in members or () if name not in arguments.systems]:
         problem = f"member {strange[0]!r} is not one of the systems {', '.join(arguments.systems)}"
+    elif not isinstance(datasets, list):
+        problem = f"datasets {datasets!r}: expected a list of names"
     elif strange := [name for name in datasets if name not in (arguments.datasets or {None: {}})]:
         problem = (
             f"dataset {strange[0]!r} is not one of {', '.join(arguments.datasets) or 'the recipe, which has none'}"
@@ -222,7 +244,8 @@ def check_settings(run: PlannedRun) -> None:
 def finished_line(run: PlannedRun, split: str) -> dict[str, Any] | None:
     """Return the line of runs.jsonl of a run, None while it is not finished.
 
-    `train_seconds` and `parameters` of an average are the sums of its members'.
+    `train_seconds` and `parameters` of an average are the sums of its members'. One of other members, or of what these
+    predicted before they were trained again, is not finished.
 
     Raises:
         UserError: See `check_settings`.
@@ -234,8 +257,11 @@ def finished_line(run: PlannedRun, split: str) -> dict[str, Any] | None:
     trained = [run.folder.with_name(f"{member}-{run.seed}") for member in run.members] or [run.folder]
     if not all((folder / RECORD).is_file() for folder in trained):
         return None
+    metrics = json.loads(evaluation.read_text(encoding="utf-8"))
+    if run.members and not _is_average_of([folder / evaluation.parent.name for folder in trained], metrics):
+        return None
     records = [json.loads((folder / RECORD).read_text(encoding="utf-8")) for folder in trained]
-    overall = json.loads(evaluation.read_text(encoding="utf-8"))["overall"]
+    overall = metrics["overall"]
     return {
         "system": run.system,
         "seed": run.seed,
@@ -250,3 +276,9 @@ def finished_line(run: PlannedRun, split: str) -> dict[str, Any] | None:
         "parameters": sum(record["parameters"] for record in records),
         "train_seconds": round(sum(record["train_seconds"] for record in records), 1),
     }
+
+
+def _is_average_of(evaluations: list[Path], metrics: Mapping[str, Any]) -> bool:
+    files = [folder / "predictions.parquet" for folder in evaluations]
+    averaged = sorted(member["sha256"] for member in metrics.get("facts", {}).get("members", ()))
+    return all(file.is_file() for file in files) and averaged == sorted(map(sha256, files))

@@ -40,6 +40,8 @@ def claim_folder(
     for path in (output / RECORD, claim):
         if overwrite or not path.is_file():
             continue
+        if path == claim and not any(claim.parent.glob("checkpoint-*")):
+            continue  # what failed before its first checkpoint (no such encoder, out of memory) can be corrected
         found = json.loads(path.read_text(encoding="utf-8"))
         for part in ("arguments", "data_sha256"):
             for name, value in settings[part].items():

@@ -68,16 +68,17 @@ def collect(arguments: BenchArguments, planned: Sequence[PlannedRun]) -> dict[st
     for dataset in dict.fromkeys(one.dataset for one in planned):
         lines: dict[str, list[dict[str, Any]]] = {system: [] for system in arguments.systems}
         here = [one for one in planned if one.dataset == dataset]
-        for one in here:
+        for one in here:  # averages after their members
             try:
                 line = finished_line(one, arguments.split)
             except UserError as error:  # of other settings
                 tables["failed"][one.name] = str(error)
                 continue
-            if line is not None:
-                lines[one.system].append(line)
-            elif one.failure().is_file():
+            members_there = all(one.seed in [found["seed"] for found in lines[member]] for member in one.members)
+            if one.failure().is_file():  # finished once or not: the bench's last word, e.g. of other data
                 tables["failed"][one.name] = one.failure().read_text(encoding="utf-8").strip()
+            elif line is not None and members_there:
+                lines[one.system].append(line)
             else:
                 tables["unfinished"].append(one.name)
         content = _compare(arguments, here, {system: found for system, found in lines.items() if found})

@@ -23,14 +23,23 @@ from recipes.serve.scorer import Scorer
 from tests.serve.conftest import save_student
 
 
-@pytest.mark.parametrize(("kind", "family"), [("mlp", "bert"), ("poly", "xlm-roberta"), ("none", "modernbert")])
-def test_any_batch_and_length_gives_the_plain_forward(kind, family, tmp_path):
-    student = save_student(tmp_path / "student", extractor_type=kind, family=family)
+@pytest.mark.parametrize(
+    ("kind", "family", "perspectives"),
+    [
+        ("mlp", "bert", None),
+        ("poly", "xlm-roberta", None),
+        ("none", "modernbert", None),
+        ("gat", "bert", ["buyer", "seller"]),
+    ],
+)
+def test_any_batch_and_length_gives_the_plain_forward(kind, family, perspectives, tmp_path):
+    student = save_student(tmp_path / "student", extractor_type=kind, family=family, perspectives=perspectives)
     assert save_float32(str(student), tmp_path / "out") <= 1e-4
     model = LRKDForSequenceClassification.from_pretrained(student).eval()
     session = onnxruntime.InferenceSession(tmp_path / "out" / FILES["onnx-float32"])
     names = [node.name for node in session.get_outputs()]
-    assert names == (["logits"] if kind == "none" else ["logits", "latent_reasoning"])
+    gate = [] if perspectives is None else ["perspective_weights"]
+    assert names == (["logits"] if kind == "none" else ["logits", "latent_reasoning", *gate])
     for rows, length in ((1, 1), (4, 23), (2, 128)):
         ids = torch.randint(5, 90, (rows, length))
         mask = (torch.arange(length) < torch.randint(1, length + 1, (rows, 1))).long()

@@ -1,4 +1,5 @@
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -70,24 +71,39 @@ def test_the_order_grows_the_table_evenly(arguments):
 @pytest.mark.parametrize(
     ("systems", "changes", "message"),
     [
-        ({"bert": {}, "gat": {"gardance_weight": 1}}, {}, "system 'gat': unknown option 'gardance_weight'"),
+        ({"bert": {}, "gat": {"gardance_weight": 1}}, {}, "unknown option 'gardance_weight' .*'guidance_weight'"),
+        ({**SYSTEMS, "avg": {"member": ["bert", "gat"]}}, {}, "'avg': unknown option 'member' .*'members'"),
         ({"bert": {}, "gat": {"guidance_weight": "much"}}, {}, "system 'gat'.*guidance_weight"),
         ({"bert": {}, "gat": {"epochs": 0}}, {}, "system 'gat': epochs: expected more than 0"),
         ({"bert": {"seeds": []}}, {}, "system 'bert': no seeds"),
         ({"bert": {"seeds": 3}}, {}, "system 'bert': seeds 3: expected a list"),
         ({"bert": {"seeds": [1, 1]}}, {}, "system 'bert': seeds .*named twice"),
+        ({"bert": {"seeds": [-1]}}, {}, "system 'bert': seeds .*from 0 on"),
+        ({"bert": {"seed": 5}}, {}, "system 'bert': 'seed' is set by the bench.*seeds"),
+        ({"bert": {"output": "x"}}, {}, "system 'bert': 'output' is set by the bench"),
         ({"bert": "gat"}, {}, "system 'bert': expected options"),
         ({"gat": {}}, {}, "baseline 'bert' is not one of the systems gat"),
         (SYSTEMS, {"baseline": ["bert", "typo"]}, "baseline 'typo' is not one"),
         (SYSTEMS, {"blocks": {"Rivals": ["ced"]}}, "block 'Rivals' 'ced' is not one"),
         (SYSTEMS, {"ablations": {"gat": ["cls"]}}, "ablations of 'gat' 'cls' is not one"),
+        (SYSTEMS, {"blocks": {"Rivals": "bert"}}, "block 'Rivals': expected a list of systems.*found 'bert'"),
+        (SYSTEMS, {"ablations": {"gat": None}}, "ablations of 'gat': expected a list of systems.*found None"),
+        (SYSTEMS, {"ablations": {"cls": ["gat"]}}, "ablations of 'cls' is not one"),
         (SYSTEMS, {"workers": 0}, "workers: expected at least 1"),
+        (SYSTEMS, {"draws": 1}, "draws: expected at least 100"),
+        (SYSTEMS, {"datasets": {"a": "x"}}, "dataset 'a': expected options.*found 'x'"),
+        (SYSTEMS, {"datasets": {"a": {"seed": 1}}}, "dataset 'a': 'seed' is set by the bench"),
+        ({"bert": {"datasets": "a"}}, {"datasets": {"a": {}}}, "system 'bert': datasets 'a': expected a list of names"),
+        ({"bert": {}, 1: {}}, {}, "1: a system or dataset names a folder.*quotes"),
+        ({**SYSTEMS, "avg": {"members": "bert"}}, {}, "system 'avg': members 'bert': expected a list of two systems"),
+        ({**SYSTEMS, "avg": {"members": []}}, {}, r"system 'avg': members \[\]: expected a list of two systems"),
+        ({**SYSTEMS, "avg": {"members": ["bert", "bert"]}}, {}, "system 'avg': members .*each once"),
         (SYSTEMS, {"datasets": {"a": {"pears": "x"}}}, "dataset 'a': unknown key 'pears'.*'pairs'"),
         (SYSTEMS, {"datasets": {"a": {}}, "pairs": "x"}, "pairs: the recipe has `datasets`"),
         ({"bert": {"datasets": ["b"]}}, {"datasets": {"a": {}}}, "system 'bert': dataset 'b' is not one of a"),
         ({"bert": {}, "../x": {}}, {}, r"'\.\./x': a system or dataset names a folder"),
         ({**SYSTEMS, "avg": {"members": ["bert", "typo"]}}, {}, "system 'avg': member 'typo' is not one"),
-        ({**SYSTEMS, "avg": {"members": ["bert"], "epochs": 2}}, {}, "system 'avg': has `members`, .*'epochs' means"),
+        ({**SYSTEMS, "avg": {"members": ["bert", "gat"], "epochs": 2}}, {}, "'avg': has `members`, .*'epochs' means"),
         ({**SYSTEMS, "avg": {"members": ["bert", "gat"], "seeds": [1]}}, {}, "'avg': its member 'bert'.* seed 1"),
     ],
 )
@@ -168,6 +184,50 @@ def test_started_again_it_trains_what_is_missing_and_tries_again_what_failed(mat
     assert "bert-0: " in capsys.readouterr().out
     assert [line["system"] for line in read_lines(folder)] == ["gat"]
     assert all(path.stat().st_mtime_ns == then for path, then in trained.items())
+
+
+def test_what_is_there_no_longer_is_made_again_or_refused(tmp_path):
+    folder = make_workspace(tmp_path)
+    student = write_recipe(folder, epochs=1)
+    systems = {"bert": {"extractor_type": "none"}, "gat": {}, "cls": {"extractor_type": "cls"}}
+
+    def tables_of(members, **changes):
+        given = {"baseline": "bert", "output": str(folder / "bench"), "draws": 200, **changes}
+        return bench(BenchArguments(student, {**systems, "average": {"members": members}}, **given))
+
+    def averaged():
+        metrics = json.loads((folder / "bench" / "average-0" / "evaluation-test" / "metrics.json").read_text())
+        return [Path(member["predictions"]).parent.parent.name for member in metrics["facts"]["members"]]
+
+    # The split to score is looked for before anything is trained.
+    with pytest.raises(UserError, match=r"dev\.parquet: no such file"):
+        tables_of(["bert", "gat"], split="dev")
+    assert not list((folder / "bench").glob("*/training.json"))
+
+    tables_of(["bert", "gat"])
+    assert averaged() == ["bert-0", "gat-0"]
+    # An average of other members has the same name and folder.
+    tables = tables_of(["bert", "cls"])
+    assert averaged() == ["bert-0", "cls-0"]
+    parameters = {name: cost["parameters"] for name, cost in tables["datasets"][""]["costs"].items()}
+    assert parameters["average"] == parameters["bert"] + parameters["cls"]
+
+    # A member of other settings is in no figure, nor is its average.
+    systems["cls"] = {"extractor_type": "cls", "epochs": 2}
+    tables = tables_of(["bert", "cls"])
+    assert (list(tables["failed"]), tables["unfinished"]) == (["cls-0"], ["average-0"])
+    del systems["cls"]
+
+    # Other test pairs: the finished runs were not scored on these.
+    test = pd.read_parquet(folder / "pairs" / "test.parquet")
+    test.iloc[:12].to_parquet(folder / "pairs" / "test.parquet")
+    with pytest.raises(UserError, match=r"bert-0: .*evaluation-test: scored on another .*test\.parquet than is there"):
+        tables_of(["bert", "gat"])
+    for evaluation in (folder / "bench").glob("*/evaluation-test"):
+        shutil.rmtree(evaluation)
+    tables = tables_of(["bert", "gat"])
+    assert (tables["failed"], tables["unfinished"]) == ({}, [])
+    assert tables["datasets"][""]["comparisons"]["bert"]["slices"]["overall"]["pairs"] == 12
 
 
 def test_nothing_finished_says_what_failed(tmp_path):

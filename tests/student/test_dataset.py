@@ -4,15 +4,17 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import AutoModel
 
 from recipes.student.dataset import (
     LengthBucketSampler,
     PairCollator,
     PairDataset,
+    longest_input,
     mean_embeddings,
     perspective_embeddings,
 )
-from tests.tiny import tiny_tokenizer
+from tests.tiny import random_batch, tiny_config, tiny_tokenizer
 
 LABEL2ID = {"Exact": 0, "Irrelevant": 1}
 
@@ -135,3 +137,15 @@ def test_a_batch_of_perspectives():
     assert batch["cot_mask"].tolist() == [[0, 1], [1, 1], [0, 0]]
     assert batch["cot_embeddings"].dtype == torch.float32
     assert batch["cot_embeddings"].tolist() == [[[0, 0], [5, 5]], [[3, 3], [1, 1]], [[0, 0], [0, 0]]]
+
+
+@pytest.mark.parametrize(("family", "longest"), [("bert", 20), ("xlm-roberta", 18), ("deberta-v2", None)])
+def test_an_encoder_takes_what_it_has_positions_for(family, longest):
+    padding = {"pad_token_id": 1} if family == "xlm-roberta" else {}
+    relative = {"position_biased_input": False} if longest is None else {}
+    encoder = AutoModel.from_config(tiny_config(family, max_position_embeddings=20, **padding, **relative)).eval()
+    assert longest_input(encoder) == longest
+    encoder(**random_batch(1, longest or 40))
+    if longest is not None:
+        with pytest.raises((IndexError, RuntimeError)):
+            encoder(**random_batch(1, longest + 1))

@@ -348,6 +348,7 @@ def rewrite_unchecked(path, **columns):
         ({"guidance_weight": -0.1}, "guidance_weight: expected 0 or more"),
         ({"classifier_dropout": 1.0}, "classifier_dropout: expected a share below 1"),
         ({"max_length": 2}, "max_length: expected at least 8 tokens"),
+        ({"votes": "votes.parquet"}, "vote_weight is 0.0 and votes 'votes.parquet': give both, or neither"),
         ({"pairs": "nowhere"}, "nowhere: no such folder"),
         ({"rationales": "nowhere.parquet"}, "nowhere.parquet: no such file. Expected rationales"),
         ({"labels": "amazon"}, "label schema 'amazon': no such file. Known: aliexpress6, esci"),
@@ -363,6 +364,22 @@ def test_settings_that_cannot_be(options, changes, message):
 def test_an_encoder_that_does_not_exist(options):
     with pytest.raises(UserError, match=r"encoder 'no/such-encoder' \(revision None\) cannot be loaded"):
         student(options, encoder="no/such-encoder")
+
+
+def test_a_setting_that_failed_at_the_start_can_be_corrected_in_place(options):
+    with pytest.raises(UserError, match=r"max_length 161: encoder .*/encoder' takes at most 160 tokens"):
+        student(options, max_length=161)
+    with pytest.raises(UserError, match="encoder 'no/such-encoder'"):
+        student(options, encoder="no/such-encoder")
+    assert student(options, epochs=1)["steps"] == 8
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_a_split_without_rows(options, split):
+    path = Path(options["pairs"], f"{split}.parquet")
+    pd.read_parquet(path).iloc[:0].to_parquet(path)
+    with pytest.raises(UserError, match=rf"pairs/{split}\.parquet: no rows"):
+        student(options)
 
 
 def test_layers_to_shard_that_the_encoder_does_not_have(options):

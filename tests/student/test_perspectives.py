@@ -50,6 +50,15 @@ def test_without_guidance_it_has_the_papers_perspectives(options):
     assert model.config.perspectives == ["user_intent", "structured_analysis", "business_rule"]
 
 
+def test_guidance_off_takes_nothing_else_away(two_perspectives):
+    frame = read(two_perspectives["rationales"], RATIONALES)
+    frame["perspective"] = frame["perspective"].replace("user_intent", "客の目")
+    write(frame, two_perspectives["rationales"], RATIONALES)
+    student(two_perspectives, guidance_weight=0.0)
+    model = AutoModelForSequenceClassification.from_pretrained(two_perspectives["output"])
+    assert model.config.perspectives == ["business_rule", "客の目"]
+
+
 def test_one_perspective_and_no_extractor_are_refused(options):
     with pytest.raises(UserError, match=r"rationales\.parquet: latents per_perspective need .* found 'unified' alone"):
         student(options)

@@ -55,6 +55,13 @@ def test_what_is_deployed_is_a_plain_checkpoint(rival_options, workspace, rival)
     assert record["rival"]["rows_with_tags" if rival == "mkd" else "rows_with_rationale"] == 42
 
 
+@pytest.mark.parametrize("rival", RIVALS)
+def test_a_rival_whose_products_can_be_stored(rival_options, rival):
+    record = train(rival_options, rival=rival, epochs=1, separate_layers=1)
+    assert PARTS[rival] <= {name for line in record["log"] for name in line}
+    assert AutoModelForSequenceClassification.from_pretrained(rival_options["output"]).config.separate_layers == 1
+
+
 class Killed(Exception):
     pass
 
@@ -134,6 +141,7 @@ def test_verdicts_without_a_label_are_no_votes(rival_options):
         ({"rationales": None}, "needs .* `rationales` .None"),
         ({"rival_weight": -1.0}, "rival_weight: expected 0 or more"),
         ({"rival_length": 0}, "rival_length: expected more than 0"),
+        ({"rival": "ced_kd", "rival_length": 1}, "rival_length: expected at least 2"),
         ({"rival_temperature": 0.0}, "rival_temperature: expected more than 0"),
         ({"perspectives": ["user_intent"]}, "perspectives: user_intent; expected some of unified"),
         (

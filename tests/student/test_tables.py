@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from recipes.arguments import UserError, to_dict
-from recipes.record import write_json
+from recipes.record import sha256, write_json
 from recipes.schemas import PAIRS, PREDICTIONS, load_labels, read, write
 from recipes.student.layout import format_markdown, format_terminal
 from recipes.student.plan import BenchArguments, plan
@@ -29,7 +29,7 @@ LETTER = {name[0]: name for name in ESCI.names}
 
 
 def save_run(run, predicted, seconds, parameters=2_500_000):
-    """Write what a finished run's folder holds."""
+    """Write what a finished run's folder holds; an average after its members."""
     names = [LETTER[letter] for letter in predicted]
     frame = pd.DataFrame(
         {
@@ -44,7 +44,12 @@ def save_run(run, predicted, seconds, parameters=2_500_000):
     write(frame, run.folder / "evaluation-test" / "predictions.parquet", PREDICTIONS)
     accuracy, macro_f1 = PREDICTED[predicted]
     overall = {"accuracy": accuracy, "macro_f1": macro_f1, "ndcg": None}
-    write_json(run.folder / "evaluation-test" / "metrics.json", {"overall": overall})
+    members = [
+        {"sha256": sha256(run.folder.with_name(f"{member}-{run.seed}") / "evaluation-test" / "predictions.parquet")}
+        for member in run.members
+    ]
+    metrics = {"overall": overall, "facts": {"members": members}}
+    write_json(run.folder / "evaluation-test" / "metrics.json", metrics)
     record = {
         "arguments": to_dict(run.student),
         "validation": {"accuracy": 0.1, "macro_f1": 0.1},
@@ -168,6 +173,16 @@ def test_a_run_of_other_settings_is_in_no_figure(arguments):
     tables = write_tables(arguments())
     assert "cls-0: holds a student with epochs = 50, not 5" in tables["failed"]["cls-0"]
     assert "cls" not in tables["datasets"][""]["systems"]["overall"]
+
+
+def test_a_run_that_the_bench_refused_is_in_no_figure(arguments):
+    runs = save_all(plan(arguments()))
+    runs["bert-0"].failure().parent.mkdir(parents=True)
+    runs["bert-0"].failure().write_text("holds a student with train.parquet = 'abc', not 'def'\n")
+    tables = write_tables(arguments())
+    assert list(tables["failed"]) == ["bert-0"]
+    assert set(tables["datasets"][""]["systems"]["overall"]) == {"gat", "cls"}
+    assert "average-0" in tables["unfinished"]  # of bert and cls
 
 
 def test_nothing_finished_is_an_error(arguments):
