@@ -17,7 +17,7 @@ import torch
 from modeling_lrkd import LRKDConfig, LRKDForSequenceClassification
 from recipes.arguments import UserError
 from recipes.serve import item_cached
-from recipes.serve.encode_products import EncodeProductsArguments, encode_products
+from recipes.serve.encode_products import EncodeProductsArguments, encode_products, product_tokens
 from recipes.serve.item_cached import ItemCachedScorer
 from recipes.serve.product_store import ProductStore, load_student, shard_path
 from recipes.student.saving import save_tokenizer
@@ -290,6 +290,10 @@ def test_a_description_that_cannot_be_read(options):
     path.write_text(path.read_text()[:50])
     with pytest.raises(UserError, match=r"store\.json: not a store's description"):
         ProductStore(options["output"])
+    for content, message in (('{"format": 1}', "lacks complete, key"), ("[1]", "list indices")):
+        path.write_text(content)
+        with pytest.raises(UserError, match=rf"store\.json: not a store's description \({message}"):
+            ProductStore(options["output"])
     path.unlink()
     with pytest.raises(UserError, match=r"store\.json: no such file"):
         ProductStore(options["output"])
@@ -332,6 +336,8 @@ def test_settings_that_cannot_be(made):
         encode_products(EncodeProductsArguments(**{**made, "max_product_tokens": 128}))
     with pytest.raises(UserError, match="shard_products: expected 1 or more, got 0"):
         encode_products(EncodeProductsArguments(**{**made, "shard_products": 0}))
+    with pytest.raises(UserError, match="products: expected at least one parquet file"):
+        encode_products(EncodeProductsArguments(**{**made, "products": []}))
     with pytest.raises(UserError, match="threads: expected 1 or more, got 0"):
         ItemCachedScorer(made["model"], made["output"], threads=0)
 
@@ -340,7 +346,39 @@ def test_queries_and_products_that_cannot_be_scored(made):
     scorer = ItemCachedScorer(made["model"], made["output"])
     with pytest.raises(UserError, match=r"1 of 2 products are not in the store, e.g. product_title 'sofa'"):
         scorer.score(QUERY, [TITLES[0], "sofa"])
+    with pytest.raises(UserError, match="product 1 is None; expected a product_title"):
+        scorer.score(QUERY, [TITLES[0], None])
+    with pytest.raises(UserError, match=r"e\.g\. product_title 'red \\ud83d'"):
+        scorer.score(QUERY, ["red \ud83d"])
+    with pytest.raises(UserError, match="query: is None; expected text"):
+        scorer.score(None, TITLES)
     with pytest.raises(UserError, match="query: is blank"):
         scorer.score(" ", TITLES)
     with pytest.raises(UserError, match=r"has 102 tokens; beside a product of this store there is room for 32"):
         scorer.score("x" * 100, TITLES)
+
+
+@pytest.mark.parametrize(("family", "room"), [("bert", 40), ("xlm-roberta", 39)])
+def test_a_query_too_long_where_only_the_encoder_knows_the_limit(family, room, tmp_path):
+    model, products = save_student(tmp_path / "student", family), save_products(tmp_path / "products.parquet")
+    path = Path(model, "tokenizer_config.json")
+    path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "model_max_length"}))
+    options = {"model": model, "products": [products], "output": str(tmp_path / "store"), "max_product_tokens": 120}
+    encode_products(EncodeProductsArguments(**options), progress=False)
+    scorer = ItemCachedScorer(model, options["output"])
+    assert scorer.score("x" * (room - 2), TITLES[:1]).shape == (1, 3)
+    with pytest.raises(UserError, match=f"has {room + 1} tokens; .* there is room for {room}"):
+        scorer.score("x" * (room - 1), TITLES[:1])
+
+
+def test_an_enormous_title_is_cut_before_it_is_tokenised():
+    seen = []
+
+    def tokenizer(queries, titles=None, **options):
+        seen.extend(map(len, titles or ()))
+        return real(queries, titles, **options)
+
+    real = tiny_tokenizer()
+    whole = product_tokens(real, ["red shoe " * 90], 20)
+    assert product_tokens(tokenizer, ["red shoe " * 1_000_000], 20) == whole
+    assert seen == [2000]
