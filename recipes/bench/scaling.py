@@ -70,6 +70,11 @@ def scaling(arguments: ScalingArguments) -> dict[str, Any]:
     for name in ("rows", "partition_rows", "rounds"):
         if to_dict(arguments)[name] < 1:
             raise UserError(f"{name}: expected 1 or more, got {to_dict(arguments)[name]}.")
+    if arguments.rows <= arguments.partition_rows:
+        raise UserError(
+            f"rows: expected more than a partition, {arguments.partition_rows}, got {arguments.rows}: a rate counts "
+            "from the first partition to the last. Pass more --rows, or a smaller --partition_rows."
+        )
     make_folder(arguments.output)
     exported, source = prepare(arguments.model, arguments.pairs, arguments.labels, arguments.work)
     frame = timed_pairs(source, arguments.rows)[["query", "product_title"]]

@@ -69,9 +69,10 @@ def throughput(arguments: ThroughputArguments) -> dict[str, Any]:
     from recipes.serve.plan import cpu_flags, multiplied
     from recipes.serve.scorer import Scorer, usable_cores
 
-    for name in ("rows", "rounds"):
-        if getattr(arguments, name) < 1:
-            raise UserError(f"--{name} {getattr(arguments, name)}: expected at least 1.")
+    for name in ("rows", "rounds", "threads"):
+        value = getattr(arguments, name)
+        if value is not None and value < 1:
+            raise UserError(f"--{name} {value}: expected at least 1.")
     make_folder(arguments.output)
     folder, source = prepare(arguments.model, arguments.pairs, arguments.labels, arguments.work)
     frame = timed_pairs(Path(arguments.timed) if arguments.timed else source, arguments.rows)
