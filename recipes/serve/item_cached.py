@@ -88,7 +88,8 @@ class ItemCachedScorer:
             products: Titles or product_ids, whichever the store is keyed by.
 
         Raises:
-            UserError: A product is not in the store, its stored vectors are damaged, or the query is blank or too long.
+            UserError: A product is not in the store, its stored vectors are damaged, the query is blank or too long, or
+                logits are not finite.
         """
         if not isinstance(query, str):
             raise UserError(f"query: is {query!r:.60}; expected text.")
@@ -103,6 +104,10 @@ class ItemCachedScorer:
         inputs = (self._join(vectors, rows[chunk]) for chunk in chunks)
         for chunk, result in zip(chunks, self._run(inputs), strict=True):
             logits[chunk] = result
+        finite = np.isfinite(logits).all(axis=1)
+        if not finite.all():
+            name = products[int(np.argmin(finite))]
+            raise UserError(f"product {name!r:.60}: the model's logits are NaN or infinite. Its weights are damaged.")
         return served_probabilities(self.model.config, logits)
 
     def encode_query(self, query: str) -> torch.Tensor:

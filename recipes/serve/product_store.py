@@ -114,11 +114,17 @@ def write_shard(path: Path, vectors: Tensor, lengths: Sequence[int], keys: np.nd
         lengths: Tokens of each product.
         keys: `product_keys` of them.
         dtype: One of `DTYPES`.
+
+    Raises:
+        UserError: A vector is not finite, or beyond float16.
     """
     import torch
     from safetensors.torch import save_file
 
     stored, scales = quantize(vectors, dtype)
+    if not bool((stored if scales is None else scales).isfinite().all()):
+        reason = "--dtype float32 or int8 holds them" if bool(vectors.isfinite().all()) else "its weights are damaged"
+        raise UserError(f"{path}: the model gives vectors that are not finite numbers in {dtype}: {reason}.")
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     tensors = {
         "vectors": stored.contiguous(),

@@ -273,6 +273,27 @@ def test_a_damaged_index_is_refused_when_the_store_is_opened(options, tensor):
         ProductStore(options["output"])
 
 
+def test_vectors_that_the_store_cannot_hold_are_refused(made, tmp_path):
+    model, tokenizer, _ = load_student(made["model"])
+    with torch.no_grad():  # beyond float16, as outliers of a large encoder can be
+        model.encoder.encoder.layer[1].output.LayerNorm.bias[3] = 1e5
+    model.save_pretrained(tmp_path / "outlier")
+    save_tokenizer(tokenizer, tmp_path / "outlier")
+    options = {**made, "model": str(tmp_path / "outlier"), "output": str(tmp_path / "store")}
+    with pytest.raises(UserError, match="not finite numbers in float16: --dtype float32 or int8 holds them"):
+        encode_products(EncodeProductsArguments(**{**options, "dtype": "float16"}), progress=False)
+    assert not list((tmp_path / "store").glob("shard-*"))
+    for dtype in ("int8", "float32"):
+        options |= {"output": str(tmp_path / dtype), "dtype": dtype}
+        encode_products(EncodeProductsArguments(**options), progress=False)
+    scorer = ItemCachedScorer(options["model"], options["output"])
+    assert np.isfinite(scorer.score(QUERY, TITLES)).all()
+    with torch.no_grad():
+        scorer.model.classifier.bias[0] = torch.nan
+    with pytest.raises(UserError, match="product 'shoe number 0 long': the model's logits are NaN or infinite"):
+        scorer.score(QUERY, TITLES)
+
+
 def test_a_truncated_shard_is_refused_and_made_again(options):
     path = shard_path(Path(options["output"]), 2)
     whole = path.read_bytes()
