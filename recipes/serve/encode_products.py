@@ -33,7 +33,7 @@ from recipes.serve.product_store import (
     shard_path,
     write_shard,
 )
-from recipes.serve.scorer import CHARACTERS_PER_TOKEN
+from recipes.serve.scorer import CHARACTERS_PER_TOKEN, progress_interval
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -97,7 +97,8 @@ def encode_products(arguments: EncodeProductsArguments, progress: bool = True) -
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
     tokens = 0
-    with tqdm(total=len(frame), unit="product", desc="encode", disable=not progress) as bar:
+    bar_options = {"mininterval": progress_interval(), "disable": not progress}
+    with tqdm(total=len(frame), unit="product", desc="encode", **bar_options) as bar:
         for number in range(manifest["shards"]):
             part = frame.iloc[number * arguments.shard_products : (number + 1) * arguments.shard_products]
             path = shard_path(folder, number)

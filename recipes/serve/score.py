@@ -64,6 +64,8 @@ def score(arguments: ScoreArguments) -> dict[str, Any]:
     """
     from tqdm import tqdm
 
+    from recipes.serve.scorer import progress_interval
+
     for name in ("partition_rows", "workers", "threads"):
         value = to_dict(arguments)[name]
         if value is not None and value < 1:
@@ -93,7 +95,8 @@ def score(arguments: ScoreArguments) -> dict[str, Any]:
         target.write(MANIFEST, json.dumps(manifest, indent=2).encode())
         results = _with_ray(job, missing, arguments) if on_ray else _here(worker, missing)
         del worker  # Ray's have models of their own
-        with tqdm(total=sum(p.stop - p.start for p in partitions), unit="row", desc="score") as bar:
+        total = sum(p.stop - p.start for p in partitions)
+        with tqdm(total=total, unit="row", desc="score", mininterval=progress_interval()) as bar:
             bar.update(sum(done.values()))
             for result in results:
                 bar.update(result["rows"])

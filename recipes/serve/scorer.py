@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import sys
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -191,7 +192,7 @@ class Scorer:
 
         Args:
             pairs: (query, product) texts; read as they are needed, in the thread that asks for the results.
-            progress: Show a progress bar.
+            progress: Show a progress bar; in a log, a state every ten seconds.
             window: Pairs that are sorted by length together. At most three windows are held at a time.
 
         Raises:
@@ -205,7 +206,8 @@ class Scorer:
         total = len(pairs) if isinstance(pairs, Sequence) else None
         rows = iter(pairs)
         scoring: deque[Window] = deque()
-        with tqdm(total=total, unit="pair", desc="score", disable=not progress) as bar:
+        bar_options = {"mininterval": progress_interval(), "disable": not progress}
+        with tqdm(total=total, unit="pair", desc="score", **bar_options) as bar:
             # Small windows first: the cores need not wait until thousands of texts are tokenised.
             prepared = self._prepare_next(rows, 0, min(FIRST_WINDOW, window))
             try:
@@ -297,6 +299,11 @@ def checked_pair(pair: Any, row: int) -> tuple[str, str]:
         if not isinstance(text, str):
             raise RowError(f"row {row}: the {name} is {text!r:.60}; expected text. Remove the row or fill it in.")
     return pair[0], pair[1]
+
+
+def progress_interval() -> float:
+    """Return the seconds between two states of a progress bar, which in a log are all kept."""
+    return 0.1 if sys.stderr.isatty() else 10.0
 
 
 def usable_cores() -> int:

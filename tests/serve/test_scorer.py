@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import time
 
 import numpy as np
 import pytest
@@ -99,6 +100,16 @@ def test_an_endless_iterable_is_read_a_few_windows_ahead(scorer, expected):
     first = list(itertools.islice(scorer.score(endless, window=5), 7))
     np.testing.assert_allclose(np.stack(first), expected[np.arange(7) % len(POOL)], atol=1e-5)
     assert next(taken) <= 7 + 3 * 5
+
+
+def test_a_progress_bar_leaves_few_states_in_a_log(scorer, capsys):
+    def slow():
+        for pair in POOL * 4:
+            time.sleep(0.02)
+            yield pair
+
+    assert len(list(scorer.score(slow(), progress=True, window=1))) == len(POOL) * 4
+    assert capsys.readouterr().err.count("pair/s") == 2  # its begin and its end
 
 
 def test_nothing_in_nothing_out(scorer):
