@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 from transformers import AutoConfig, BertConfig, PretrainedConfig
 
-from .separation_lrkd import check_separable
+from .separation_lrkd import check_separable, first_position
 
 EXTRACTOR_TYPES = ("mlp", "poly", "gat", "none", "cls")
 POOLINGS = ("pooler", "cls", "mean")
@@ -228,7 +228,7 @@ class LRKDConfig(PretrainedConfig):
     @property
     def max_position_embeddings(self) -> int:
         """Longest input of the encoder, in tokens."""
-        return int(self.encoder_config.max_position_embeddings)
+        return int(self.encoder_config.max_position_embeddings) - first_position(self.encoder_config)
 
     @property
     def latent_dim(self) -> int:

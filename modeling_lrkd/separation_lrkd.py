@@ -15,6 +15,13 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 # Encoders of one plan: `embeddings`, `encoder.layer`, absolute positions, full attention in every layer.
 SEPARABLE = ("bert", "roberta", "xlm-roberta")
+# Encoders that number the tokens from behind the padding's id: the positions before it are no token's.
+AFTER_PADDING = ("roberta", "xlm-roberta", "xlm-roberta-xl", "roberta-prelayernorm", "camembert", "xmod", "mpnet")
+
+
+def first_position(encoder_config: Any) -> int:
+    """Return the position of the first token."""
+    return encoder_config.pad_token_id + 1 if encoder_config.model_type in AFTER_PADDING else 0
 
 
 def check_separable(encoder_config: Any, separate_layers: int) -> None:
@@ -86,8 +93,7 @@ def read_apart(
     if position_ids is None:
         of_query, of_product = mask & (segments == 0), mask & (segments == 1)
         positions = torch.where(segments == 0, of_query.cumsum(dim=1), of_product.cumsum(dim=1)) - 1
-        first = 0 if encoder.config.model_type == "bert" else encoder.config.pad_token_id + 1
-        position_ids = positions.clamp(min=0) + first
+        position_ids = positions.clamp(min=0) + first_position(encoder.config)
     states = encoder.embeddings(
         input_ids=input_ids,
         token_type_ids=segments if encoder.config.type_vocab_size > 1 else torch.zeros_like(segments),

@@ -75,6 +75,7 @@ def efficiency(arguments: EfficiencyArguments) -> dict[str, Any]:
         UserError: A setting is unknown, a number below 1, or this CPU multiplies none of the settings.
     """
     import torch
+    from transformers import BertConfig
 
     from recipes.serve.plan import cpu_flags
 
@@ -89,6 +90,9 @@ def efficiency(arguments: EfficiencyArguments) -> dict[str, Any]:
     for name in ("pairs", "length", "rounds", "training_rounds"):
         if getattr(arguments, name) < 1:
             raise UserError(f"--{name} {getattr(arguments, name)}: expected at least 1.")
+    longest = BertConfig(**SIZES[arguments.size]).max_position_embeddings
+    if arguments.length > longest:
+        raise UserError(f"--length {arguments.length}: the encoder takes at most {longest} tokens.")
     make_folder(arguments.output)
     models, parameters = build_models(arguments.size, device, arguments.literal)
     config = models["plain"].config.encoder_config

@@ -66,7 +66,19 @@ class ItemCacheArguments:
 
 
 def apart(student: Path, k: int, folder: Path) -> Path:
-    """Return a copy of a student whose first k layers read query and product apart."""
+    """Return a copy of a student whose first k layers read query and product apart.
+
+    Raises:
+        UserError: Its encoder cannot.
+    """
+    from transformers import AutoConfig
+
+    from modeling_lrkd.separation_lrkd import check_separable
+
+    try:
+        check_separable(AutoConfig.from_pretrained(student).encoder_config, k)
+    except ValueError as error:
+        raise UserError(f"--separate_layers {k}: {error}") from None
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(student, folder, ignore=shutil.ignore_patterns("onnx", "openvino", "checkpoints"))
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -90,6 +102,10 @@ def item_cache(arguments: ItemCacheArguments) -> dict[str, Any]:
     for name in ("candidates", "separate_layers"):
         if not getattr(arguments, name) or min(getattr(arguments, name)) < 1:
             raise UserError(f"--{name} {getattr(arguments, name)}: expected numbers of at least 1.")
+    for name in ("rounds", "threads"):
+        value = getattr(arguments, name)
+        if value is not None and value < 1:
+            raise UserError(f"--{name} {value}: expected at least 1.")
     make_folder(arguments.output)
     exported, source = prepare(arguments.model, arguments.pairs, arguments.labels, arguments.work)
     frame = timed_pairs(source, max(arguments.candidates))

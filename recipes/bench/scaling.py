@@ -40,18 +40,22 @@ class ScalingArguments:
     price_per_core_hour: float | None = field(default=None, metadata={"help": "What a core costs you an hour."})
 
 
-def rate(folder: Path, partition_rows: int) -> float:
+def rate(folder: Path) -> float:
     """Return rows a second between the first partition and the last, by when their files were written.
 
     Raises:
         UserError: There are fewer than two partitions.
     """
-    moments = sorted(path.stat().st_mtime_ns for path in folder.glob("part-*.parquet"))
-    if len(moments) < 2 or moments[-1] == moments[0]:
+    import pyarrow.parquet as pq
+
+    parts = folder.glob("part-*.parquet")
+    written = sorted((path.stat().st_mtime_ns, pq.read_metadata(path).num_rows) for path in parts)
+    if len(written) < 2 or written[-1][0] == written[0][0]:
         raise UserError(
             f"{folder}: too few partitions to tell a rate. Pass more --rows, or a smaller --partition_rows."
         )
-    return partition_rows * (len(moments) - 1) / ((moments[-1] - moments[0]) / 1e9)
+    rows = sum(count for _, count in written[1:])  # the last partition of an input may be a small one
+    return rows / ((written[-1][0] - written[0][0]) / 1e9)
 
 
 def scaling(arguments: ScalingArguments) -> dict[str, Any]:
@@ -70,6 +74,11 @@ def scaling(arguments: ScalingArguments) -> dict[str, Any]:
     for name in ("rows", "partition_rows", "rounds"):
         if to_dict(arguments)[name] < 1:
             raise UserError(f"{name}: expected 1 or more, got {to_dict(arguments)[name]}.")
+    if arguments.rows <= arguments.partition_rows:
+        raise UserError(
+            f"rows: expected more than a partition, {arguments.partition_rows}, got {arguments.rows}: a rate counts "
+            "from the first partition to the last. Pass more --rows, or a smaller --partition_rows."
+        )
     make_folder(arguments.output)
     exported, source = prepare(arguments.model, arguments.pairs, arguments.labels, arguments.work)
     frame = timed_pairs(source, arguments.rows)[["query", "product_title"]]
@@ -97,7 +106,7 @@ def scaling(arguments: ScalingArguments) -> dict[str, Any]:
                 )
             )["form"]
             seconds[name].append(time.perf_counter() - started)
-            rates[name].append(rate(scored, arguments.partition_rows))
+            rates[name].append(rate(scored))
     cells = []
     for name, (workers, threads) in SETTINGS.items():
         best = max(rates[name])

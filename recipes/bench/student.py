@@ -82,7 +82,7 @@ def timed_pairs(source: Path, rows: int) -> pd.DataFrame:
     """Return the first `rows` pairs of the test split of a folder, or of a parquet or csv file.
 
     Raises:
-        UserError: There is no such file, it has no rows, or it lacks a column.
+        UserError: There is no such file, it has no rows, it lacks a column, or a cell holds no text.
     """
     import pandas as pd
 
@@ -98,4 +98,9 @@ def timed_pairs(source: Path, rows: int) -> pd.DataFrame:
             raise UserError(f"{file}: column {column!r} is missing; found {', '.join(map(str, frame))}.")
     if frame.empty:
         raise UserError(f"{file}: no rows. Pass pairs to score.")
-    return frame.head(rows)
+    frame = frame.head(rows)
+    for column in ("query", "product_title"):
+        for row, text in enumerate(frame[column]):
+            if not isinstance(text, str):
+                raise UserError(f"{file}: row {row}, column {column!r}: is {text!r}; expected text. Correct it.")
+    return frame

@@ -69,13 +69,15 @@ def throughput(arguments: ThroughputArguments) -> dict[str, Any]:
     from recipes.serve.plan import cpu_flags, multiplied
     from recipes.serve.scorer import Scorer, usable_cores
 
-    for name in ("rows", "rounds"):
-        if getattr(arguments, name) < 1:
-            raise UserError(f"--{name} {getattr(arguments, name)}: expected at least 1.")
+    for name in ("rows", "rounds", "threads"):
+        value = getattr(arguments, name)
+        if value is not None and value < 1:
+            raise UserError(f"--{name} {value}: expected at least 1.")
     make_folder(arguments.output)
     folder, source = prepare(arguments.model, arguments.pairs, arguments.labels, arguments.work)
     frame = timed_pairs(Path(arguments.timed) if arguments.timed else source, arguments.rows)
     pairs = list(zip(frame["query"], frame["product_title"], strict=True))
+    gold, order = gold_labels(frame, folder, arguments.labels) if "label" in frame else (None, [])
     threads = arguments.threads or usable_cores()
     torch.set_num_threads(threads)
 
@@ -113,7 +115,6 @@ def throughput(arguments: ThroughputArguments) -> dict[str, Any]:
         seconds = interleave(systems, arguments.rounds, "throughput", arguments.patience)
         drop = exported_drop(folder).get(scorer.form)  # None: exported without pairs
         tokens = sum(int(batch.inputs["attention_mask"].sum()) for batch in scorer.prepare(pairs)) / len(pairs)
-        labels = scorer.labels
     medians = {name: paired_ratio([len(pairs)] * len(values), values) for name, values in seconds.items()}
     best = max(peers, key=lambda name: medians[name]["median"])
     limit = int8_limit(folder, tokens) if "int8" in multiplied(flags) else None
@@ -130,7 +131,7 @@ def throughput(arguments: ThroughputArguments) -> dict[str, Any]:
         "ours": ours,
         "over_best_peer": paired_ratio(seconds[best], seconds[ours]),
         "drop_of_macro_f1_points": drop,
-        "macro_f1": accuracy(frame, found, labels, arguments) if "label" in frame else None,
+        "macro_f1": None if gold is None else accuracy(gold, found, order),
         "int8_limit_pairs_per_second": limit,
         "share_of_int8_limit": medians[ours]["median"] / limit if limit else None,
         "left_out": left_out,
@@ -144,16 +145,27 @@ def stack(probabilities: Any) -> NDArray[np.float32]:
     return np.stack(list(probabilities))
 
 
-def accuracy(frame: Any, found: dict[str, Any], labels: list[str], arguments: ThroughputArguments) -> dict[str, float]:
+def gold_labels(frame: Any, folder: Path, labels: str) -> tuple[NDArray[np.int64], list[int]]:
+    """Return the class of each timed pair `(pairs,)`, and the student's logit of each class of the schema.
+
+    Raises:
+        UserError: The student or the pairs have other labels than the schema.
+    """
+    from transformers import AutoConfig
+
+    import modeling_lrkd  # noqa: F401  registers the lrkd configuration
+    from recipes.evaluate.predict import schema_order
+
+    schema = load_labels(labels)
+    order = schema_order(AutoConfig.from_pretrained(folder).id2label, schema, "the student")
+    return schema.canonical_column(frame["label"], "the timed pairs").map(schema.label2id).to_numpy(), order
+
+
+def accuracy(gold: NDArray[np.int64], found: dict[str, Any], order: list[int]) -> dict[str, float]:
     """Return macro-F1 (0 to 1) of each system on the timed pairs."""
     import numpy as np
     from sklearn.metrics import f1_score
 
-    from recipes.evaluate.predict import schema_order
-
-    schema = load_labels(arguments.labels)
-    order = schema_order(dict(enumerate(labels)), schema, "the student")
-    gold = schema.canonical_column(frame["label"], "the timed pairs").map(schema.label2id).to_numpy()
     present = np.unique(gold)
     return {
         name: float(f1_score(gold, values[:, order].argmax(1), labels=present, average="macro", zero_division=0))

@@ -33,6 +33,7 @@ from recipes.serve.product_store import (
     shard_path,
     write_shard,
 )
+from recipes.serve.scorer import CHARACTERS_PER_TOKEN, progress_interval
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -80,9 +81,11 @@ def encode_products(arguments: EncodeProductsArguments, progress: bool = True) -
         value = getattr(arguments, name)
         if value is not None and value < 1:
             raise UserError(f"{name}: expected 1 or more, got {value}.")
+    if not arguments.products:
+        raise UserError("products: expected at least one parquet file.")
     frame = read_products(arguments.products, arguments.key)
     model, tokenizer, identity = load_student(arguments.model)
-    longest = min(tokenizer.model_max_length, model.config.max_position_embeddings)
+    longest = longest_input(tokenizer, model)
     cut = arguments.max_product_tokens or longest * 3 // 4
     if cut >= longest:
         raise UserError(f"max_product_tokens: expected less than the {longest} tokens that the model takes, got {cut}.")
@@ -94,7 +97,8 @@ def encode_products(arguments: EncodeProductsArguments, progress: bool = True) -
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
     tokens = 0
-    with tqdm(total=len(frame), unit="product", desc="encode", disable=not progress) as bar:
+    bar_options = {"mininterval": progress_interval(), "disable": not progress}
+    with tqdm(total=len(frame), unit="product", desc="encode", **bar_options) as bar:
         for number in range(manifest["shards"]):
             part = frame.iloc[number * arguments.shard_products : (number + 1) * arguments.shard_products]
             path = shard_path(folder, number)
@@ -139,9 +143,15 @@ def read_products(paths: list[str], key: str) -> pd.DataFrame:
     return products.reset_index(drop=True)
 
 
+def longest_input(tokenizer: PreTrainedTokenizerBase, model: LRKDForSequenceClassification) -> int:
+    """Return how many tokens of query and product together a student takes."""
+    return min(tokenizer.model_max_length, model.config.max_position_embeddings)
+
+
 def product_tokens(tokenizer: PreTrainedTokenizerBase, titles: list[str], longest: int) -> list[list[int]]:
     """Return the ids of what stands behind the query in a pair: `title [SEP]`, at most `longest` of them."""
     before = len(query_tokens(tokenizer, ""))
+    titles = [title[: CHARACTERS_PER_TOKEN * longest] for title in titles]  # as the scorer does
     encoded = tokenizer([""] * len(titles), titles, truncation="only_second", max_length=before + longest)
     return [ids[before:] for ids in encoded["input_ids"]]
 

@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from recipes.arguments import UserError
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
@@ -15,15 +17,28 @@ if TYPE_CHECKING:
 
 
 def torch_engine(folder: Path, precision: str, threads: int) -> Engine:
-    """Return the plain forward, on a GPU if there is one; `threads` is set for the whole process."""
+    """Return the plain forward, on a GPU if there is one; `threads` is set for the whole process.
+
+    Raises:
+        UserError: The weights are missing, damaged, or not those of a classifier.
+    """
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoModelForSequenceClassification
 
     import modeling_lrkd  # noqa: F401  registers the lrkd classes
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.set_num_threads(threads)
-    model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=getattr(torch, precision))
+    try:
+        model, loading = AutoModelForSequenceClassification.from_pretrained(
+            folder, dtype=getattr(torch, precision), output_loading_info=True
+        )
+    except (OSError, ValueError, SafetensorError) as error:
+        raise UserError(f"{folder}: not a loadable student: {' '.join(str(error).split())}") from None
+    if loading["missing_keys"]:
+        missing = ", ".join(sorted(loading["missing_keys"]))
+        raise UserError(f"{folder}: the weights lack {missing}, which would be random. Pass a trained student.")
     model = model.to(device).eval()
 
     def run(batch: Mapping[str, NDArray[np.int64]]) -> NDArray[np.float32]:

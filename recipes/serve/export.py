@@ -71,6 +71,8 @@ def export(arguments: ExportArguments) -> dict[str, Any]:
         raise UserError(f"--output {output}: holds something else than an export. Choose another folder.")
     require_libraries()
     plain = Scorer(arguments.model, "torch")  # says what is wrong with the folder
+    if plain.config.model_type != "lrkd":  # loaded as a student, most of it would be random
+        raise UserError(f"{arguments.model}: a plain {plain.config.model_type}, no LRKD student. Train one around it.")
     partial = make_folder(output.parent) / f".{output.name}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     try:

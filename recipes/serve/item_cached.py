@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from recipes.arguments import UserError
-from recipes.serve.encode_products import batches, query_tokens
+from recipes.serve.encode_products import batches, longest_input, query_tokens
 from recipes.serve.plan import cpu_flags, multiplied
 from recipes.serve.product_store import ProductStore, load_student
 from recipes.serve.scorer import served_probabilities
@@ -88,8 +88,11 @@ class ItemCachedScorer:
             products: Titles or product_ids, whichever the store is keyed by.
 
         Raises:
-            UserError: A product is not in the store, its stored vectors are damaged, or the query is blank or too long.
+            UserError: A product is not in the store, its stored vectors are damaged, the query is blank or too long, or
+                logits are not finite.
         """
+        if not isinstance(query, str):
+            raise UserError(f"query: is {query!r:.60}; expected text.")
         if not query.strip():
             raise UserError("query: is blank; expected some text.")
         if len(products) == 0:
@@ -101,6 +104,10 @@ class ItemCachedScorer:
         inputs = (self._join(vectors, rows[chunk]) for chunk in chunks)
         for chunk, result in zip(chunks, self._run(inputs), strict=True):
             logits[chunk] = result
+        finite = np.isfinite(logits).all(axis=1)
+        if not finite.all():
+            name = products[int(np.argmin(finite))]
+            raise UserError(f"product {name!r:.60}: the model's logits are NaN or infinite. Its weights are damaged.")
         return served_probabilities(self.model.config, logits)
 
     def encode_query(self, query: str) -> torch.Tensor:
@@ -108,7 +115,7 @@ class ItemCachedScorer:
         import torch
 
         ids = query_tokens(self.tokenizer, query)
-        longest = self.tokenizer.model_max_length - self.store.manifest["max_product_tokens"]
+        longest = longest_input(self.tokenizer, self.model) - self.store.manifest["max_product_tokens"]
         if len(ids) > longest:
             raise UserError(
                 f"The query {query[:60]!r}... has {len(ids)} tokens; beside a product of this store there is room for "

@@ -83,12 +83,34 @@ class Storage:
         return bool(self.info(name).is_file)
 
     def read_json(self, name: str) -> dict[str, Any] | None:
-        """Return a JSON file of the folder, None if there is none."""
+        """Return a JSON file of the folder, None if there is none.
+
+        Raises:
+            UserError: It is damaged.
+        """
         if not self.exists(name):
             return None
         file_system, folder = self.open()
-        with file_system.open_input_file(f"{folder}/{name}") as file:
-            return dict(json.loads(file.read()))
+        try:
+            with file_system.open_input_file(f"{folder}/{name}") as file:
+                return dict(json.loads(file.read()))
+        except (OSError, ValueError) as error:
+            raise UserError(f"{self.uri}/{name}: not readable ({error}). Delete it, or choose another.") from None
+
+    def names(self, ending: str) -> list[str]:
+        """Return the names in the folder with this ending, sorted; none if there is no folder.
+
+        Raises:
+            UserError: It is no folder, or may not be listed.
+        """
+        from pyarrow.fs import FileSelector
+
+        file_system, folder = self.open()
+        try:
+            found = file_system.get_file_info(FileSelector(folder, allow_not_found=True))
+        except OSError as error:
+            raise UserError(f"{self.uri}: not a folder that can be listed ({error}). Choose another.") from None
+        return sorted(file.base_name for file in found if file.base_name.endswith(ending))
 
     def write(self, name: str, content: bytes) -> None:
         """Write a file of the folder: on disks beside it and renamed, elsewhere as one object (which needs no folder).
@@ -120,7 +142,7 @@ def find_inputs(storage: Storage, columns: Sequence[str], taken: Sequence[str]) 
 
     Args:
         storage: Where they are.
-        columns: String columns that each must have, without nulls as far as their statistics tell.
+        columns: String columns that each must have.
         taken: Columns that the results add, which no input may have.
 
     Returns:

@@ -79,11 +79,18 @@ def multiplied(flags: Collection[str]) -> frozenset[str]:
 
 
 def exported_forms(folder: Path) -> dict[str, Path]:
-    """Return the forms that `recipes.serve.export` put into `folder`, with their files; none if it never ran there."""
+    """Return the forms that `recipes.serve.export` put into `folder`, with their files; none if it never ran there.
+
+    Raises:
+        UserError: Its record is damaged.
+    """
     record = folder / EXPORT
     if not record.is_file():
         return {}
-    forms = json.loads(record.read_text(encoding="utf-8"))["forms"]
+    try:
+        forms = json.loads(record.read_text(encoding="utf-8"))["forms"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{record}: not the record of an export ({error}). Export again.") from None
     return {form: folder / FILES[form] for form in FILES if form in forms}
 
 
@@ -142,7 +149,12 @@ def choose(
     if precision == "auto":
         if backend == "auto" and usable[0].startswith("torch"):
             return Plan("torch-float32")  # the reference; nothing was exported, so nothing was held against it
-        return Plan("torch-float32" if backend == "torch" else usable[0])
+        if backend == "torch":
+            return Plan("torch-float32")
+        passed_over = there[0].split("-")[1]  # exported on another machine, and faster there
+        if there[0] not in usable:
+            return Plan(usable[0], f"this CPU has no instructions for {passed_over}: scoring with {usable[0]} instead")
+        return Plan(usable[0])
     if precision not in able:  # exported or not: an export on such a CPU leaves these forms out
         if not usable:
             raise UserError(f"precision {precision}: this CPU does not multiply it, and there is no other form.")

@@ -84,7 +84,8 @@ def load_student(name: str) -> tuple[LRKDForSequenceClassification, PreTrainedTo
 
 def product_keys(names: Iterable[str]) -> np.ndarray:
     """Return the key of each product, int64 `(products,)`."""
-    digests = b"".join(hashlib.blake2b(name.encode(), digest_size=8).digest() for name in names)
+    encoded = (name.encode(errors="surrogatepass") for name in names)  # what is no text is not found, and no accident
+    digests = b"".join(hashlib.blake2b(name, digest_size=8).digest() for name in encoded)
     return np.frombuffer(digests, dtype="<i8")
 
 
@@ -113,11 +114,17 @@ def write_shard(path: Path, vectors: Tensor, lengths: Sequence[int], keys: np.nd
         lengths: Tokens of each product.
         keys: `product_keys` of them.
         dtype: One of `DTYPES`.
+
+    Raises:
+        UserError: A vector is not finite, or beyond float16.
     """
     import torch
     from safetensors.torch import save_file
 
     stored, scales = quantize(vectors, dtype)
+    if not bool((stored if scales is None else scales).isfinite().all()):
+        reason = "--dtype float32 or int8 holds them" if bool(vectors.isfinite().all()) else "its weights are damaged"
+        raise UserError(f"{path}: the model gives vectors that are not finite numbers in {dtype}: {reason}.")
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     tensors = {
         "vectors": stored.contiguous(),
@@ -203,8 +210,11 @@ class ProductStore:
         """Return the rows of products, `(len(names),)`, by the name that the store is keyed by.
 
         Raises:
-            UserError: One is not in the store.
+            UserError: One is not in the store, or no text.
         """
+        for row, name in enumerate(names):
+            if not isinstance(name, str):
+                raise UserError(f"product {row} is {name!r:.60}; expected a {self.manifest['key']}.")
         keys = product_keys(names)
         places = np.minimum(np.searchsorted(self._sorted, keys), len(self) - 1)
         missing = np.flatnonzero(self._sorted[places] != keys)
@@ -272,7 +282,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         if manifest["format"] != FORMAT:
             raise ValueError(f"format {manifest['format']}, expected {FORMAT}")
-    except (ValueError, KeyError) as error:
+        if lacking := {"complete", "shards", "model", "key", "max_product_tokens"} - manifest.keys():
+            raise ValueError(f"lacks {', '.join(sorted(lacking))}")
+    except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: not a store's description ({error}). Encode the products again.") from None
     return dict(manifest)
 

@@ -64,6 +64,8 @@ def score(arguments: ScoreArguments) -> dict[str, Any]:
     """
     from tqdm import tqdm
 
+    from recipes.serve.scorer import progress_interval
+
     for name in ("partition_rows", "workers", "threads"):
         value = to_dict(arguments)[name]
         if value is not None and value < 1:
@@ -80,7 +82,8 @@ def score(arguments: ScoreArguments) -> dict[str, Any]:
         raise UserError(f"output: {arguments.output} is the input, or lies in it. Choose another folder.")
     job, settings = _job(arguments)
     settings["inputs"] = find_inputs(source, (arguments.query_column, arguments.product_column), ADDED)
-    manifest = _claim(target, settings)
+    _check_output(target, settings)
+    manifest = {**settings, "complete": False}
     partitions = plan(settings["inputs"], arguments.partition_rows)
     done = {p.number: p.stop - p.start for p in partitions if rows_of(target, p) == p.stop - p.start}
     missing = [partition for partition in partitions if partition.number not in done]
@@ -88,9 +91,14 @@ def score(arguments: ScoreArguments) -> dict[str, Any]:
         print(f"{len(done)} of {len(partitions)} partitions are there; going on with the others.")
     failed = []
     if missing:
-        with tqdm(total=sum(p.stop - p.start for p in partitions), unit="row", desc="score") as bar:
+        worker = Worker(job)  # says what is wrong with model or options, before the output is theirs
+        target.write(MANIFEST, json.dumps(manifest, indent=2).encode())
+        results = _with_ray(job, missing, arguments) if on_ray else _here(worker, missing)
+        del worker  # Ray's have models of their own
+        total = sum(p.stop - p.start for p in partitions)
+        with tqdm(total=total, unit="row", desc="score", mininterval=progress_interval()) as bar:
             bar.update(sum(done.values()))
-            for result in _with_ray(job, missing, arguments) if on_ray else _here(job, missing):
+            for result in results:
                 bar.update(result["rows"])
                 if result["error"]:
                     failed.append(result)
@@ -119,11 +127,13 @@ def _job(arguments: ScoreArguments) -> tuple[Job, dict[str, Any]]:
     folder = Path(arguments.model).resolve()
     if not (folder / "config.json").is_file():
         raise UserError(f"{arguments.model}: no config.json there. Pass the folder of a student or of its export.")
-    config = AutoConfig.from_pretrained(folder)
     try:
+        config = AutoConfig.from_pretrained(folder)
         gains = config.ranking_gains()
-    except (AttributeError, ValueError) as error:
+    except (AttributeError, OSError, ValueError) as error:
         raise UserError(f"{arguments.model}: {error}") from None
+    if not (folder / "tokenizer.json").is_file():
+        raise UserError(f"{arguments.model}: no tokenizer.json there. Save the tokenizer with the student.")
     chosen = plan_for(folder, arguments.backend, arguments.precision)
     cores = usable_cores()
     threads = arguments.threads or max(1, cores // arguments.workers)
@@ -164,23 +174,26 @@ def _job(arguments: ScoreArguments) -> tuple[Job, dict[str, Any]]:
     return job, settings
 
 
-def _claim(target: Storage, settings: dict[str, Any]) -> dict[str, Any]:
-    """Return the manifest of an output of these settings, written now if there is none."""
+def _check_output(target: Storage, settings: dict[str, Any]) -> None:
+    """Check that what the output holds, if anything, is of these settings."""
+    advice = "Choose another output folder, or delete that one."
     found = target.read_json(MANIFEST)
     if found is None:
-        target.write(MANIFEST, json.dumps({**settings, "complete": False}, indent=2).encode())
-        return {**settings, "complete": False}
-    for name, value in settings.items():
-        if found.get(name) != value:
-            raise UserError(
-                f"{target.uri}: holds results with another {name}: {found.get(name)!r:.200}, not {value!r:.200}. "
-                "Choose another output folder, or delete that one."
-            )
-    return found
+        if strangers := target.names(".parquet"):  # they would pass for finished partitions, or be written over
+            raise UserError(f"{target.uri}: holds {strangers[0]}, but no {MANIFEST} says of what. {advice}")
+        return
+    for name in settings:
+        before, now, what = found.get(name), settings[name], f"another {name}"
+        if before == now or (name == "invalid" and before == "refuse"):  # what was finished then had no such row
+            continue
+        if name == "inputs":  # of many files, the one that differs
+            old, new = ({item["path"]: item for item in items} for items in (before or [], now))
+            path = min(path for path in {**old, **new} if old.get(path) != new.get(path))
+            before, now, what = old.get(path), new.get(path), f"{what}: {path}"
+        raise UserError(f"{target.uri}: holds results with {what}: {before!r:.200}, not {now!r:.200}. {advice}")
 
 
-def _here(job: Job, partitions: list[Partition]) -> Iterator[dict[str, Any]]:
-    worker = Worker(job)
+def _here(worker: Worker, partitions: list[Partition]) -> Iterator[dict[str, Any]]:
     for partition in partitions:
         yield worker(asdict(partition))
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import sys
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from recipes.arguments import UserError
 from recipes.serve.engines import onnx_engine, openvino_engine, torch_engine
-from recipes.serve.plan import FILES, plan_for
+from recipes.serve.plan import EXPORT, FILES, plan_for
 
 if TYPE_CHECKING:
     import numpy as np
@@ -139,12 +140,15 @@ class Scorer:
         for name, value in (("threads", threads), ("streams", streams), ("max_length", max_length)):
             if value is not None and value < 1:
                 raise UserError(f"{name}: expected at least 1, got {value}.")
-        config = AutoConfig.from_pretrained(folder)
+        try:
+            config = AutoConfig.from_pretrained(folder)
+            self.tokenizer = AutoTokenizer.from_pretrained(folder)
+        except (OSError, ValueError) as error:
+            raise UserError(f"{folder}: not a loadable student: {' '.join(str(error).split())}") from None
         if config.num_labels != len(config.id2label):
             raise UserError(f"{folder}: saved with ranking_view. Set it to false in its config.json.")
         self.labels = [config.id2label[index] for index in range(config.num_labels)]
         self.config = config
-        self.tokenizer = AutoTokenizer.from_pretrained(folder)
         longest = min(self.tokenizer.model_max_length, config.max_position_embeddings)
         self.max_length = longest if max_length is None else max_length
         if self.max_length > longest:
@@ -156,6 +160,8 @@ class Scorer:
             )
         self.tokens_per_batch = tokens_per_batch
         plan = plan_for(folder, backend, precision)
+        if plan.backend != "torch" and not (folder / FILES[plan.form]).is_file():
+            raise UserError(f"{folder / FILES[plan.form]}: no such file, though {EXPORT} names it. Export again.")
         self.form = plan.form
         self.threads = threads or usable_cores()
         self.streams = streams or (1 if plan.backend == "torch" else self.threads)
@@ -186,19 +192,22 @@ class Scorer:
 
         Args:
             pairs: (query, product) texts; read as they are needed, in the thread that asks for the results.
-            progress: Show a progress bar.
+            progress: Show a progress bar; in a log, a state every ten seconds.
             window: Pairs that are sorted by length together. At most three windows are held at a time.
 
         Raises:
             UserError: A row is not a pair of texts, or its logits are not finite; the message names the row, counted
-                from 0. What comes before its window has then been yielded.
+                from 0. What comes before its window has then been yielded. Or `window` is below 1.
         """
         from tqdm import tqdm
 
+        if window < 1:  # or nothing would come out, without a word
+            raise UserError(f"window: expected at least 1, got {window}.")
         total = len(pairs) if isinstance(pairs, Sequence) else None
         rows = iter(pairs)
         scoring: deque[Window] = deque()
-        with tqdm(total=total, unit="pair", desc="score", disable=not progress) as bar:
+        bar_options = {"mininterval": progress_interval(), "disable": not progress}
+        with tqdm(total=total, unit="pair", desc="score", **bar_options) as bar:
             # Small windows first: the cores need not wait until thousands of texts are tokenised.
             prepared = self._prepare_next(rows, 0, min(FIRST_WINDOW, window))
             try:
@@ -232,7 +241,16 @@ class Scorer:
             query, product = checked_pair(pair, row)
             queries.append(query[:longest])
             products.append(product[:longest])
-        encoded = self.tokenizer(queries, products, truncation=True, max_length=self.max_length)
+        try:
+            encoded = self.tokenizer(queries, products, truncation=True, max_length=self.max_length)
+        except TypeError:  # half of a surrogate pair, which JSON and str can hold, and no tokenizer
+            for row, texts in enumerate(zip(queries, products, strict=True), start=first):
+                try:
+                    "".join(texts).encode()
+                except UnicodeEncodeError as error:
+                    half = error.object[error.start]
+                    raise RowError(f"row {row}: {half!r} is half a character. Decode the text again.") from None
+            raise
         lengths = [len(tokens) for tokens in encoded["input_ids"]]
         widths = [min(-(-length // ROUND_TO) * ROUND_TO, self.max_length) for length in lengths]
         # A request of a few pairs is shared out among the streams, too: twice as many batches even out their ends.
@@ -281,6 +299,11 @@ def checked_pair(pair: Any, row: int) -> tuple[str, str]:
         if not isinstance(text, str):
             raise RowError(f"row {row}: the {name} is {text!r:.60}; expected text. Remove the row or fill it in.")
     return pair[0], pair[1]
+
+
+def progress_interval() -> float:
+    """Return the seconds between two states of a progress bar, which in a log are all kept."""
+    return 0.1 if sys.stderr.isatty() else 10.0
 
 
 def usable_cores() -> int:

@@ -1,6 +1,7 @@
 """The benches run from end to end on tiny models, and their arithmetic is right; how fast things are is not tested."""
 
 import json
+import os
 import re
 
 import pandas as pd
@@ -16,6 +17,7 @@ from recipes.bench.latency import LatencyArguments, latency, plot
 from recipes.bench.latency import format_table as format_latency
 from recipes.bench.literal import LITERAL, LiteralExtractor
 from recipes.bench.measure import interleave, paired_ratio, peak_memory, write_results
+from recipes.bench.scaling import ScalingArguments, rate, scaling
 from recipes.bench.student import prepare, timed_pairs
 from recipes.bench.throughput import DEFAULT, ThroughputArguments, format_table, throughput
 from recipes.record import weights_sha256
@@ -180,6 +182,30 @@ def test_latency_of_one_query(world, tmp_path):
     assert (tmp_path / "latency.png").stat().st_size > 1000
 
 
+def test_a_rate_counts_the_rows_that_came_after_the_first_partition(tmp_path):
+    for number, (rows, second) in enumerate([(200, 10), (200, 11), (50, 14)]):
+        path = tmp_path / f"part-{number:05d}.parquet"
+        pd.DataFrame({"query": ["a"] * rows}).to_parquet(path)
+        os.utime(path, ns=(second * 10**9, second * 10**9))
+    assert rate(tmp_path) == (200 + 50) / (14 - 10)
+
+
+def test_options_that_cannot_be_measured(tmp_path, world):
+    options = {**world, "output": str(tmp_path)}
+    with pytest.raises(UserError, match=r"--separate_layers 3: .* has 2 layers, got 3"):
+        item_cache(ItemCacheArguments(**options, separate_layers=[1, 3], candidates=[2], threads=1))
+    for name in ("rounds", "threads"):
+        for bench, arguments in ((item_cache, ItemCacheArguments), (throughput, ThroughputArguments)):
+            with pytest.raises(UserError, match=f"--{name} 0: expected at least 1"):
+                bench(arguments(**options, **{name: 0}))
+    with pytest.raises(UserError, match=r"the student: classifies into Exact, .* the label schema 'aliexpress6'"):
+        throughput(ThroughputArguments(**{**options, "labels": "aliexpress6"}))
+    with pytest.raises(UserError, match="--length 513: the encoder takes at most 512 tokens"):
+        efficiency(EfficiencyArguments(output=str(tmp_path), size="tiny", length=513))
+    with pytest.raises(UserError, match="rows: expected more than a partition, 200, got 200"):
+        scaling(ScalingArguments(**options, rows=200))
+
+
 def test_pairs_that_cannot_be_timed(tmp_path, world):
     pd.DataFrame({"query": ["a"], "title": ["b"]}).to_parquet(tmp_path / "columns.parquet")
     with pytest.raises(UserError, match="column 'product_title' is missing; found query, title"):
@@ -190,6 +216,10 @@ def test_pairs_that_cannot_be_timed(tmp_path, world):
     (tmp_path / "torn.parquet").write_bytes(b"PAR1 and no more")
     with pytest.raises(UserError, match=r"torn\.parquet: not readable"):
         timed_pairs(tmp_path / "torn.parquet", 9)
+    (tmp_path / "gap.csv").write_text("query,product_title\na,b\nc,\n")
+    with pytest.raises(UserError, match=r"gap\.csv: row 1, column 'product_title': is nan; expected text"):
+        timed_pairs(tmp_path / "gap.csv", 9)
+    assert len(timed_pairs(tmp_path / "gap.csv", 1)) == 1
     with pytest.raises(UserError, match="no such file"):
         timed_pairs(tmp_path / "absent.parquet", 9)
     with pytest.raises(UserError, match="go together"):

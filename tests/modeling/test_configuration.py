@@ -79,3 +79,5 @@ def test_vocab_size_and_hidden_size_are_the_encoders():
     assert config.encoder_config.vocab_size == 321
     assert config.hidden_size == config.encoder_config.hidden_size == 16
     assert config.max_position_embeddings == 160
+    behind_padding = tiny_config("xlm-roberta", pad_token_id=1)  # positions 0 and 1 are no token's
+    assert LRKDConfig(encoder_config=behind_padding).max_position_embeddings == 158

@@ -12,6 +12,7 @@ import openvino
 import pytest
 import torch
 from onnx import numpy_helper
+from transformers import BertForSequenceClassification
 
 from modeling_lrkd import LRKDForSequenceClassification
 from recipes.arguments import UserError
@@ -20,7 +21,9 @@ from recipes.serve.export import ExportArguments, check_drops, export
 from recipes.serve.graphs import products_of_activations, quantise_openvino, save_float32
 from recipes.serve.plan import FILES, choose, exported_forms
 from recipes.serve.scorer import Scorer
+from recipes.student.saving import save_tokenizer
 from tests.serve.conftest import save_student
+from tests.tiny import tiny_config, tiny_tokenizer
 
 
 @pytest.mark.parametrize(
@@ -151,9 +154,9 @@ ALL = {"onnx-float32", "onnx-int8", "openvino-float32", "openvino-bfloat16", "op
     ("backend", "precision", "exported", "flags", "form"),
     [
         ("auto", "auto", ALL, {"avx512_vnni", "avx512_bf16"}, "openvino-int8"),
-        ("auto", "auto", ALL, {"avx2"}, "openvino-float32"),
-        ("auto", "auto", ALL, {"amx_bf16"}, "openvino-bfloat16"),
-        ("onnx", "auto", ALL, {"avx2"}, "onnx-float32"),
+        ("auto", "auto", {"onnx-float32", "openvino-float32"}, {"avx2"}, "openvino-float32"),
+        ("auto", "auto", ALL - {"openvino-int8"}, {"amx_bf16"}, "openvino-bfloat16"),
+        ("onnx", "auto", {"onnx-float32", "openvino-int8"}, {"avx2"}, "onnx-float32"),
         ("onnx", "auto", ALL, {"avx_vnni"}, "onnx-int8"),
         ("torch", "auto", ALL, {"avx512_vnni"}, "torch-float32"),
         ("auto", "auto", set(), {"avx512_vnni", "amx_bf16"}, "torch-float32"),
@@ -163,6 +166,12 @@ ALL = {"onnx-float32", "onnx-int8", "openvino-float32", "openvino-bfloat16", "op
 def test_the_fastest_form_that_the_machine_multiplies(backend, precision, exported, flags, form):
     plan = choose(backend, precision, exported, {"onnx", "openvino", "torch"}, flags)
     assert (plan.form, plan.reason) == (form, "")
+
+
+def test_a_form_exported_elsewhere_that_this_cpu_does_not_multiply_is_passed_over_and_named():
+    plan = choose("auto", "auto", ALL, {"onnx", "openvino", "torch"}, {"amx_bf16"})
+    assert plan.form == "openvino-bfloat16"
+    assert plan.reason == "this CPU has no instructions for int8: scoring with openvino-bfloat16 instead"
 
 
 @pytest.mark.parametrize("backend", ["onnx", "openvino"])
@@ -177,6 +186,24 @@ def test_int8_without_its_instructions_falls_back_and_says_so(backend, there, ex
     with scorer:
         assert scorer.form == f"{backend}-float32"
         assert np.isfinite(np.stack(list(scorer.score([("red shoe", "blue lamp")])))).all()
+
+
+def test_an_export_with_a_file_too_few_or_a_torn_record(exported, tmp_path):
+    folder = shutil.copytree(exported, tmp_path / "exported")
+    (folder / FILES["onnx-float32"]).unlink()
+    with pytest.raises(UserError, match=r"model\.onnx: no such file, though export\.json names it"):
+        Scorer(folder, "onnx", precision="float32")
+    (folder / "export.json").write_text('{"forms": ')
+    with pytest.raises(UserError, match=r"export\.json: not the record of an export"):
+        Scorer(folder)
+
+
+def test_a_plain_classifier_is_not_exported_as_a_random_student(tmp_path):
+    BertForSequenceClassification(tiny_config(num_labels=4)).save_pretrained(tmp_path / "plain")
+    save_tokenizer(tiny_tokenizer(), tmp_path / "plain")
+    with pytest.raises(UserError, match="a plain bert, no LRKD student"):
+        export(ExportArguments(model=str(tmp_path / "plain"), output=str(tmp_path / "out")))
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_is_not_there_is_named():

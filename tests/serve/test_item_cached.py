@@ -17,7 +17,7 @@ import torch
 from modeling_lrkd import LRKDConfig, LRKDForSequenceClassification
 from recipes.arguments import UserError
 from recipes.serve import item_cached
-from recipes.serve.encode_products import EncodeProductsArguments, encode_products
+from recipes.serve.encode_products import EncodeProductsArguments, encode_products, product_tokens
 from recipes.serve.item_cached import ItemCachedScorer
 from recipes.serve.product_store import ProductStore, load_student, shard_path
 from recipes.student.saving import save_tokenizer
@@ -273,6 +273,27 @@ def test_a_damaged_index_is_refused_when_the_store_is_opened(options, tensor):
         ProductStore(options["output"])
 
 
+def test_vectors_that_the_store_cannot_hold_are_refused(made, tmp_path):
+    model, tokenizer, _ = load_student(made["model"])
+    with torch.no_grad():  # beyond float16, as outliers of a large encoder can be
+        model.encoder.encoder.layer[1].output.LayerNorm.bias[3] = 1e5
+    model.save_pretrained(tmp_path / "outlier")
+    save_tokenizer(tokenizer, tmp_path / "outlier")
+    options = {**made, "model": str(tmp_path / "outlier"), "output": str(tmp_path / "store")}
+    with pytest.raises(UserError, match="not finite numbers in float16: --dtype float32 or int8 holds them"):
+        encode_products(EncodeProductsArguments(**{**options, "dtype": "float16"}), progress=False)
+    assert not list((tmp_path / "store").glob("shard-*"))
+    for dtype in ("int8", "float32"):
+        options |= {"output": str(tmp_path / dtype), "dtype": dtype}
+        encode_products(EncodeProductsArguments(**options), progress=False)
+    scorer = ItemCachedScorer(options["model"], options["output"])
+    assert np.isfinite(scorer.score(QUERY, TITLES)).all()
+    with torch.no_grad():
+        scorer.model.classifier.bias[0] = torch.nan
+    with pytest.raises(UserError, match="product 'shoe number 0 long': the model's logits are NaN or infinite"):
+        scorer.score(QUERY, TITLES)
+
+
 def test_a_truncated_shard_is_refused_and_made_again(options):
     path = shard_path(Path(options["output"]), 2)
     whole = path.read_bytes()
@@ -290,6 +311,10 @@ def test_a_description_that_cannot_be_read(options):
     path.write_text(path.read_text()[:50])
     with pytest.raises(UserError, match=r"store\.json: not a store's description"):
         ProductStore(options["output"])
+    for content, message in (('{"format": 1}', "lacks complete, key"), ("[1]", "list indices")):
+        path.write_text(content)
+        with pytest.raises(UserError, match=rf"store\.json: not a store's description \({message}"):
+            ProductStore(options["output"])
     path.unlink()
     with pytest.raises(UserError, match=r"store\.json: no such file"):
         ProductStore(options["output"])
@@ -332,6 +357,8 @@ def test_settings_that_cannot_be(made):
         encode_products(EncodeProductsArguments(**{**made, "max_product_tokens": 128}))
     with pytest.raises(UserError, match="shard_products: expected 1 or more, got 0"):
         encode_products(EncodeProductsArguments(**{**made, "shard_products": 0}))
+    with pytest.raises(UserError, match="products: expected at least one parquet file"):
+        encode_products(EncodeProductsArguments(**{**made, "products": []}))
     with pytest.raises(UserError, match="threads: expected 1 or more, got 0"):
         ItemCachedScorer(made["model"], made["output"], threads=0)
 
@@ -340,7 +367,39 @@ def test_queries_and_products_that_cannot_be_scored(made):
     scorer = ItemCachedScorer(made["model"], made["output"])
     with pytest.raises(UserError, match=r"1 of 2 products are not in the store, e.g. product_title 'sofa'"):
         scorer.score(QUERY, [TITLES[0], "sofa"])
+    with pytest.raises(UserError, match="product 1 is None; expected a product_title"):
+        scorer.score(QUERY, [TITLES[0], None])
+    with pytest.raises(UserError, match=r"e\.g\. product_title 'red \\ud83d'"):
+        scorer.score(QUERY, ["red \ud83d"])
+    with pytest.raises(UserError, match="query: is None; expected text"):
+        scorer.score(None, TITLES)
     with pytest.raises(UserError, match="query: is blank"):
         scorer.score(" ", TITLES)
     with pytest.raises(UserError, match=r"has 102 tokens; beside a product of this store there is room for 32"):
         scorer.score("x" * 100, TITLES)
+
+
+@pytest.mark.parametrize(("family", "room"), [("bert", 40), ("xlm-roberta", 39)])
+def test_a_query_too_long_where_only_the_encoder_knows_the_limit(family, room, tmp_path):
+    model, products = save_student(tmp_path / "student", family), save_products(tmp_path / "products.parquet")
+    path = Path(model, "tokenizer_config.json")
+    path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "model_max_length"}))
+    options = {"model": model, "products": [products], "output": str(tmp_path / "store"), "max_product_tokens": 120}
+    encode_products(EncodeProductsArguments(**options), progress=False)
+    scorer = ItemCachedScorer(model, options["output"])
+    assert scorer.score("x" * (room - 2), TITLES[:1]).shape == (1, 3)
+    with pytest.raises(UserError, match=f"has {room + 1} tokens; .* there is room for {room}"):
+        scorer.score("x" * (room - 1), TITLES[:1])
+
+
+def test_an_enormous_title_is_cut_before_it_is_tokenised():
+    seen = []
+
+    def tokenizer(queries, titles=None, **options):
+        seen.extend(map(len, titles or ()))
+        return real(queries, titles, **options)
+
+    real = tiny_tokenizer()
+    whole = product_tokens(real, ["red shoe " * 90], 20)
+    assert product_tokens(tokenizer, ["red shoe " * 1_000_000], 20) == whole
+    assert seen == [2000]

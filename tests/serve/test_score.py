@@ -186,14 +186,17 @@ def test_a_row_without_text(options, text, tmp_path):
     frame.to_parquet(path)
     with pytest.raises(UserError, match=r"1 of 6 partitions are not scored, e\.g\. 2\.parquet: row 8: null or blank"):
         run(options)
+    before = {path: path.stat().st_mtime_ns for path in Path(options["output"]).glob("part-*.parquet")}
     assert len(read_all(options["output"])) == 30  # the others stand
-    shutil.rmtree(options["output"])
-    run(options, invalid="null")
+    run(options, invalid="null")  # as it was told to, and goes on
+    assert all(path.stat().st_mtime_ns == moment for path, moment in before.items())
     scored = read_all(options["output"])
     assert len(scored) == 37
     empty = scored[scored["predicted_label"].isna()]
     assert empty["pair_id"].tolist() == ["2-8"]
     assert empty[["probabilities", "score", "tier"]].isna().all(axis=None)
+    with pytest.raises(UserError, match="holds results with another invalid: 'null', not 'refuse'"):
+        run(options)
 
 
 def test_enormous_text(options, tmp_path):
@@ -250,7 +253,7 @@ def test_a_model_without_gains(options, tmp_path):
     [
         ("model", "holds results with another model_sha256"),
         ("labels", "holds results with another labels"),
-        ("input", "holds results with another inputs"),
+        ("input", r"holds results with another inputs: 2\.parquet: \{'path': '2\.parquet', 'rows': 14"),
         ("rows", "holds results with another partition_rows: 7, not 8"),
     ],
 )
@@ -271,6 +274,46 @@ def test_results_of_another_model_or_input_are_not_gone_on_with(options, tmp_pat
         options["partition_rows"] = 8
     with pytest.raises(UserError, match=message):
         run(options)
+
+
+@pytest.mark.parametrize("name", ["part-00000.parquet", "prices.parquet"])
+def test_files_of_others_are_not_taken_for_results_nor_written_over(options, name):
+    path = Path(options["output"], name)
+    path.parent.mkdir()
+    pd.DataFrame({"query": ["a"] * 7, "product_title": ["b"] * 7}).to_parquet(path)
+    content = path.read_bytes()
+    with pytest.raises(UserError, match=f"holds {name}, but no _manifest.json"):
+        run(options)
+    with pytest.raises(UserError, match=f"holds {name}, but no _manifest.json"):
+        run(options, input=str(path))
+    assert os.listdir(path.parent) == [name]
+    assert path.read_bytes() == content
+
+
+def test_a_damaged_manifest(options):
+    run(options)
+    path = Path(options["output"], MANIFEST)
+    path.write_text(path.read_text()[:40])
+    with pytest.raises(UserError, match=r"_manifest\.json: not readable"):
+        run(options)
+
+
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        ("model.safetensors", "not a loadable student: Error no file named model.safetensors"),
+        ("tokenizer.json", r"no tokenizer\.json there"),
+        (None, "max_length: .* takes at most 128 tokens, got 4000"),
+    ],
+)
+def test_a_model_or_option_that_cannot_be_leaves_the_output_free(options, file, message, tmp_path):
+    broken = shutil.copytree(options["model"], tmp_path / "broken")
+    if file is not None:
+        (broken / file).unlink()
+    with pytest.raises(UserError, match=message):
+        run(options, model=str(broken), max_length=None if file else 4000, workers=2)
+    assert not Path(options["output"]).exists()
+    assert run(options)["rows"] == 37
 
 
 def test_pairs_are_read_from_the_hub(options, tmp_path):

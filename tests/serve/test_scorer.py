@@ -2,13 +2,14 @@
 
 import itertools
 import json
+import time
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import AutoTokenizer, pipeline
+from transformers import AutoModel, AutoTokenizer, pipeline
 
 from modeling_lrkd import LRKDForSequenceClassification
 from recipes.arguments import UserError
@@ -101,6 +102,16 @@ def test_an_endless_iterable_is_read_a_few_windows_ahead(scorer, expected):
     assert next(taken) <= 7 + 3 * 5
 
 
+def test_a_progress_bar_leaves_few_states_in_a_log(scorer, capsys):
+    def slow():
+        for pair in POOL * 4:
+            time.sleep(0.02)
+            yield pair
+
+    assert len(list(scorer.score(slow(), progress=True, window=1))) == len(POOL) * 4
+    assert capsys.readouterr().err.count("pair/s") == 2  # its begin and its end
+
+
 def test_nothing_in_nothing_out(scorer):
     assert list(scorer.score([])) == []
     assert list(scorer.score(iter(()))) == []
@@ -114,6 +125,7 @@ def test_nothing_in_nothing_out(scorer):
         (("lamp", 3), "row 7: the product is 3"),
         ("lamp", r"row 7: expected a \(query, product\) pair"),
         (("a", "b", "c"), "row 7: expected a"),
+        (("lamp", "red \ud83d"), r"row 7: '\\ud83d' is half a character"),
     ],
 )
 def test_a_bad_row_is_named_after_the_windows_before_it(bad, message, scorer):
@@ -189,6 +201,48 @@ def test_logits_that_are_not_finite_name_their_row(scorer, monkeypatch):
 def test_options_that_cannot_be(options, message, student):
     with pytest.raises(UserError, match=message):
         Scorer(student, **options)
+
+
+def test_a_window_of_no_pairs_is_an_error_not_an_end(scorer):
+    with pytest.raises(UserError, match="window: expected at least 1, got 0"):
+        list(scorer.score(POOL, window=0))
+
+
+@pytest.mark.parametrize("family", ["bert", "xlm-roberta"])
+def test_the_longest_text_fits_where_only_the_encoder_knows_the_limit(family, tmp_path):
+    folder = save_student(tmp_path / "student", family)
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "model_max_length"}))
+    with Scorer(folder, "torch") as scorer:
+        assert scorer.max_length == {"bert": 160, "xlm-roberta": 159}[family]
+        assert len(list(scorer.score([("red " * 90, "shoe " * 90)]))) == 1
+
+
+def spoil(folder, what):
+    path = folder / {"config": "config.json", "tokenizer": "tokenizer.json"}.get(what, "model.safetensors")
+    if what in ("config", "cut"):
+        path.write_bytes(path.read_bytes()[:100])
+    elif what == "encoder":  # as it comes from its pretraining, without what a student adds
+        AutoModel.from_pretrained(folder).encoder.save_pretrained(folder)
+    else:
+        path.unlink()
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("config", "student: not a loadable student: .* not a valid JSON"),
+        ("tokenizer", "student: not a loadable student: "),
+        ("weights", "student: not a loadable student: .*model.safetensors"),
+        ("cut", "student: not a loadable student: .* truncated or damaged"),
+        ("encoder", r"student: the weights lack classifier\.bias, .*would be random"),
+    ],
+)
+def test_a_student_that_cannot_be_loaded(what, message, tmp_path):
+    folder = save_student(tmp_path / "student")
+    spoil(folder, what)
+    with pytest.raises(UserError, match=message):
+        Scorer(folder, "torch")
 
 
 def test_a_folder_without_a_student(tmp_path, student):
