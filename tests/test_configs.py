@@ -60,6 +60,7 @@ VERBS = {
     "student/esci_minilm.yaml": DistillArguments,
     "student/esci_perspectives.yaml": DistillArguments,
     "student/esci_tune.yaml": BenchArguments,
+    "student/esci_votes.yaml": BenchArguments,
     "student/paper_esci.yaml": DistillArguments,
     "student/rivals/ced_kd.yaml": DistillArguments,
     "student/rivals/crsd.yaml": DistillArguments,
