@@ -307,6 +307,7 @@ class StudentFacts(ModelFacts):
         has_ranking_view: It can show one score a pair, for `CrossEncoder.rank`.
         has_calibration: calibration.json is in the repository.
         calibration: What it records, where recipes.evaluate.calibrate wrote it for these weights.
+        logit_adjustment: τ by which recipes.evaluate.adjust took the classes' shares off its logits; None: it did not.
         onnx: ONNX files in the repository.
         bias: What an audit by brand found, where there was one.
     """
@@ -323,6 +324,7 @@ class StudentFacts(ModelFacts):
     has_ranking_view: bool = False
     has_calibration: bool = False
     calibration: Calibration | None = None
+    logit_adjustment: float | None = None
     onnx: Sequence[str] = ()
     bias: BiasAudit | None = None
 

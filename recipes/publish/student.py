@@ -32,7 +32,7 @@ OPTIONAL = ("calibration.json", "perspectives.safetensors", *BANK)
 SERVING = Path(__file__).parents[1] / "serve"
 FEWEST_QUERIES = 10  # draws of fewer say nothing of how much a score could differ
 # Options that name files of the machine that trained; what they held is stated by digest.
-_PATHS = ("pairs", "rationales", "encoder", "encoder_revision", "output")
+_PATHS = ("pairs", "rationales", "votes", "encoder", "encoder_revision", "output")
 
 
 def package_student(arguments: PackageArguments) -> Files:
@@ -92,6 +92,7 @@ def package_student(arguments: PackageArguments) -> Files:
         has_ranking_view="ranking_view" in config,
         has_calibration="calibration.json" in files,
         calibration=read_calibration(source),
+        logit_adjustment=training.get("logit_adjustment", {}).get("tau"),
         onnx=tuple(name for name in onnx if name.endswith(".onnx")),
         bias=read_bias(evaluation / "bias.json", source),
     )

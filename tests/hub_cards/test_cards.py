@@ -200,6 +200,8 @@ def test_the_card_says_only_what_is_so():
     for word in ("lrkd-relevance", "rank()", "latent_reasoning", "calibration.json", "ONNX"):
         assert word not in plain
     assert "knowledge-distillation" not in ModelCard(plain).data.tags
+    assert "balanced error" not in plain
+    assert "τ = 0.5). Rare" in student_card(facts(logit_adjustment=0.5))
     full = student_card(facts())
     assert "`rank()`" in full
     assert "trained to match the embedded reasoning" in full

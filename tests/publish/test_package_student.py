@@ -10,6 +10,8 @@ import pytest
 from huggingface_hub import ModelCard
 
 from recipes.arguments import UserError
+from recipes.evaluate.adjust import AdjustArguments, adjust
+from recipes.evaluate.run import RunArguments, evaluate
 from recipes.publish.package import PackageArguments, collect, main, package
 from recipes.record import sha256
 from tests.packaging import edit_json, make_student, run_snippets, score, snippets, write_statement
@@ -130,6 +132,29 @@ def test_the_card_states_what_the_runs_recorded(workspace):
     ):
         assert fact in card.text
     assert "not guided by a language model" in card.text
+
+
+def test_the_card_of_an_adjusted_student_says_so(workspace):
+    adjusted = workspace / "adjusted"
+    arguments = json.loads((workspace / "student" / "training.json").read_text())["arguments"]
+    adjust(
+        AdjustArguments(
+            model=str(workspace / "student"), pairs=arguments["pairs"], labels=arguments["labels"], output=str(adjusted)
+        )
+    )
+    evaluation = adjusted / "evaluation-test"
+    evaluate(
+        RunArguments(
+            model=str(adjusted),
+            pairs=arguments["pairs"],
+            labels=arguments["labels"],
+            output=str(evaluation),
+            device="cpu",
+        )
+    )
+    card = collect(options(workspace, source=str(adjusted), evaluation=str(evaluation)))["README.md"].decode()
+    assert "It decides by balanced error" in card
+    assert "τ = 1.0" in card
 
 
 def test_the_cards_code_runs_in_a_clean_process(workspace, tmp_path):
