@@ -134,11 +134,11 @@ def latency(arguments: LatencyArguments) -> dict[str, Any]:
     except EOFError:
         raise UserError("a process of the bench ended before its time; what it said stands above.") from None
     finally:
-        for link in links.values():
-            link.close()  # ends the process that waits for it
-        for process in processes:
+        for process in processes:  # before their links: one that saw its own close would say so in a traceback
             process.terminate()
             process.join()
+        for link in links.values():
+            link.close()
     command = command_line("recipes.bench.latency", arguments)
     return {"command": command, "facts": facts(to_dict(arguments)), "cells": cells}
 

@@ -169,7 +169,7 @@ def test_stored_products_are_timed_in_what_the_cpu_multiplies(flags, precision, 
     assert "5 candidates (a round would take about" in text  # longer than no time at all
 
 
-def test_latency_of_one_query(world, tmp_path):
+def test_latency_of_one_query(world, tmp_path, capfd):
     content = latency(
         LatencyArguments(**world, output=str(tmp_path), candidates=[2, 5], threads=[1], plain_up_to=2, seconds=0.0)
     )
@@ -180,6 +180,7 @@ def test_latency_of_one_query(world, tmp_path):
     assert re.search(r"\| 5 \| 1 \| scorer \(openvino-float32\) \| \d+ ms \|  \|  \|", format_latency(content))
     plot(content, tmp_path / "latency.png")
     assert (tmp_path / "latency.png").stat().st_size > 1000
+    assert "Traceback" not in capfd.readouterr().err  # of the processes that answered
 
 
 def test_a_rate_counts_the_rows_that_came_after_the_first_partition(tmp_path):
