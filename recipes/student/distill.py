@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from recipes.arguments import UserError, parse, run, to_dict
 from recipes.record import environment, sha256, weights_sha256
-from recipes.schemas import PERSPECTIVES, RATIONALES, LabelSchema, load_labels, read, read_pairs
+from recipes.schemas import LabelSchema, load_labels, read_pairs
+from recipes.student.guidance import Guidance, read_guidance
 from recipes.student.saving import (
     claim_folder,
     explain_failed_writes,
@@ -31,7 +32,6 @@ from recipes.student.saving import (
 )
 
 if TYPE_CHECKING:
-    import numpy as np
     import pandas as pd
 
     from recipes.student.rivals.base import RivalStudent
@@ -162,12 +162,7 @@ def distill(arguments: DistillArguments) -> dict[str, Any]:
     for name, frame in pairs.items():
         if frame.empty:
             raise UserError(f"{arguments.pairs}/{name}.parquet: no rows. Make the pairs again, or name another folder.")
-    embeddings, perspectives = _read_embeddings(arguments, pairs["train"])
-    votes = None if arguments.votes is None else _read_votes(arguments.votes, schema, pairs["train"], arguments.pairs)
-    rationales = None
-    if arguments.rival != "none":
-        rationales = _read_rationales(arguments, pairs["train"])
-        rationales["predicted_label"] = schema.canonical_column(rationales["predicted_label"], arguments.rationales)
+    guidance = read_guidance(arguments, schema, pairs["train"])
     if arguments.augment or arguments.augment_kinds:
         from recipes.data.perturb import augment
 
@@ -185,8 +180,7 @@ def distill(arguments: DistillArguments) -> dict[str, Any]:
     from recipes.minilm import public_name, resolve_encoder
 
     started = time.time()
-    names = _perspective_names(arguments, pairs["train"])
-    trainer = _build_trainer(arguments, schema, pairs, embeddings, rationales, names, votes)
+    trainer = _build_trainer(arguments, schema, pairs, guidance)
     checkpoint = last_complete_checkpoint(output / "checkpoints")
     if checkpoint is not None:
         print(f"Going on from {checkpoint}.")
@@ -203,8 +197,8 @@ def distill(arguments: DistillArguments) -> dict[str, Any]:
         "encoder_sha256": weights_sha256(resolve_encoder(arguments.encoder)),  # what names a local one
         "parameters": model.num_parameters(),
         "train_rows": len(pairs["train"]),
-        "guided_rows": 0 if embeddings is None else int(pairs["train"]["pair_id"].isin(list(embeddings)).sum()),
-        "voted_rows": 0 if votes is None else int(pairs["train"]["pair_id"].isin(list(votes)).sum()),
+        "guided_rows": int(pairs["train"]["pair_id"].isin(list(guidance.embeddings or ())).sum()),
+        "voted_rows": int(pairs["train"]["pair_id"].isin(list(guidance.votes or ())).sum()),
         "rival": None if arguments.rival == "none" else trainer.train_dataset.report,
         "validation": {name.removeprefix("eval_"): value for name, value in validation.items()},
         "best_checkpoint_step": trainer.state.best_global_step,
@@ -220,7 +214,7 @@ def distill(arguments: DistillArguments) -> dict[str, Any]:
     state = trainer.accelerator.get_state_dict(trainer.model)  # all processes: each may hold but a part (FSDP)
     if trainer.is_world_process_zero():  # under FSDP the only one that now has all parts
         state = {name: state[name] for name in model.state_dict()}  # without what a rival trains with
-        save_student(model, trainer.processing_class, record, output, perspectives, state_dict=state)
+        save_student(model, trainer.processing_class, record, output, guidance.means, state_dict=state)
     trainer.accelerator.wait_for_everyone()
     return record
 
@@ -281,101 +275,6 @@ def check_options(arguments: DistillArguments) -> None:
         raise UserError(f"max_length: expected at least 8 tokens, got {arguments.max_length}.")
 
 
-def _read_embeddings(
-    arguments: DistillArguments, train: pd.DataFrame
-) -> tuple[dict[str, np.ndarray] | None, dict[str, np.ndarray] | None]:
-    """Return the embedding that guides each pair, and the mean one of each perspective if there are several."""
-    from recipes.student.dataset import mean_embeddings, perspective_embeddings, perspective_means
-
-    if arguments.rationales is None:
-        if arguments.extractor_type != "none" and arguments.guidance_weight > 0:
-            raise UserError(
-                f"extractor_type {arguments.extractor_type!r} with guidance_weight {arguments.guidance_weight} needs "
-                "`rationales` (recipes.rationales.embed makes them). Without guidance: --guidance_weight 0."
-            )
-        return None, None
-    if arguments.extractor_type == "none" or arguments.guidance_weight == 0:
-        return None, None
-    rationales = _read_rationales(arguments, train)
-    if "cot_embedding" not in rationales:
-        raise UserError(f"{arguments.rationales}: no column 'cot_embedding'; run recipes.rationales.embed on it first.")
-    embeddings = mean_embeddings(rationales)
-    size = next(iter(embeddings.values())).shape[-1]
-    if arguments.reasoning_dim not in (None, size):
-        raise UserError(
-            f"{arguments.rationales}: column 'cot_embedding' holds vectors of {size} numbers, but reasoning_dim is "
-            f"{arguments.reasoning_dim}. Leave reasoning_dim out, or embed with another encoder."
-        )
-    means = perspective_means(rationales[rationales["pair_id"].isin(train["pair_id"])])
-    if (names := _perspective_names(arguments, train)) is not None:
-        embeddings = perspective_embeddings(rationales, names)
-    return embeddings, means
-
-
-def _perspective_names(arguments: DistillArguments, train: pd.DataFrame) -> list[str] | None:
-    """Return the perspectives that have a latent each, None for a single latent.
-
-    They are those of the training pairs' rationales; without guidance too, so that it takes nothing else away. With no
-    rationales they are the chosen ones, or the paper's three.
-
-    Raises:
-        UserError: There is but one.
-    """
-    if arguments.latents != "per_perspective":
-        return None
-    if arguments.rationales is None:
-        names = list(arguments.perspectives or PERSPECTIVES)
-    else:
-        rationales = _read_rationales(arguments, train)
-        names = sorted(rationales[rationales["pair_id"].isin(train["pair_id"])]["perspective"].unique())
-    if len(names) < 2:
-        raise UserError(
-            f"{arguments.rationales or 'perspectives'}: latents per_perspective need rationales of two perspectives or "
-            f"more, found {names[0]!r} alone. Build them with --target mean, or leave `latents` out."
-        )
-    return names
-
-
-def _read_rationales(arguments: DistillArguments, train: pd.DataFrame) -> pd.DataFrame:
-    """Return the rationales of the chosen perspectives, of any split.
-
-    Raises:
-        UserError: The file breaks its contract, lacks a perspective, or holds none for the training pairs.
-    """
-    rationales = read(arguments.rationales, RATIONALES)
-    if arguments.perspectives is not None:
-        there = sorted(rationales["perspective"].unique())
-        missing = [name for name in arguments.perspectives if name not in there]
-        if missing or not arguments.perspectives:
-            raise UserError(
-                f"{arguments.rationales}: perspectives: {', '.join(missing) or 'none given'}; expected some of "
-                f"{', '.join(there)}, which the file has. Leave `perspectives` out to use all."
-            )
-        rationales = rationales[rationales["perspective"].isin(arguments.perspectives)]
-    if not rationales["pair_id"].isin(train["pair_id"]).any():
-        raise UserError(f"{arguments.rationales}: none of its pair_ids is in {arguments.pairs}/train.parquet.")
-    return rationales
-
-
-def _read_votes(file: str, schema: LabelSchema, train: pd.DataFrame, folder: str) -> dict[str, np.ndarray]:
-    """Return the teacher's votes for each pair, of any split.
-
-    Raises:
-        UserError: The file breaks its contract, or says nothing of the training pairs.
-    """
-    from recipes.student.votes import count_votes
-
-    rationales = read(file, RATIONALES)
-    rationales["predicted_label"] = schema.canonical_column(rationales["predicted_label"], file)
-    votes = count_votes(rationales, schema.label2id)
-    if not train["pair_id"].isin(list(votes)).any():
-        raise UserError(
-            f"{file}: no verdict (column predicted_label) about a pair of {folder}/train.parquet. "
-            "Make it of that folder's pairs: recipes.rationales.build --keep all."
-        )
-    return votes
-
-
 def settings_of(arguments: DistillArguments) -> dict[str, Any]:
     """Return what decides the result: if any of it differs, it is another student."""
     options = to_dict(arguments)
@@ -395,17 +294,14 @@ def _build_trainer(
     arguments: DistillArguments,
     schema: LabelSchema,
     pairs: dict[str, pd.DataFrame],
-    embeddings: dict[str, np.ndarray] | None,
-    rationales: pd.DataFrame | None = None,
-    perspectives: list[str] | None = None,
-    votes: dict[str, np.ndarray] | None = None,
+    guidance: Guidance,
 ) -> LRKDTrainer:
     import torch
     from transformers import AutoTokenizer, EarlyStoppingCallback, TrainingArguments, set_seed
 
     from modeling_lrkd import LRKDForSequenceClassification
     from recipes.minilm import public_name, resolve_encoder
-    from recipes.student.dataset import PairCollator, PairDataset, longest_input
+    from recipes.student.dataset import PairCollator, PairDataset, positions_of
     from recipes.student.frozen import freeze, remember
     from recipes.student.trainer import LRKDTrainer
 
@@ -440,7 +336,7 @@ def _build_trainer(
     set_seed(arguments.seed)
     student_class = LRKDForSequenceClassification if arguments.rival == "none" else _rival_class(arguments.rival)
     encoder, revision = resolve_encoder(arguments.encoder), arguments.encoder_revision
-    size = 1024 if embeddings is None else next(iter(embeddings.values())).shape[-1]
+    size = 1024 if guidance.embeddings is None else next(iter(guidance.embeddings.values())).shape[-1]
     try:
         tokenizer = AutoTokenizer.from_pretrained(encoder, revision=revision, trust_remote_code=False)
         model = student_class.from_encoder(
@@ -448,7 +344,7 @@ def _build_trainer(
             revision=revision,
             attn_implementation=arguments.attn_implementation,
             extractor_type=arguments.extractor_type,
-            perspectives=perspectives,
+            perspectives=guidance.perspectives,
             extractor_dim=arguments.extractor_dim,
             pooling=arguments.pooling,
             fuse=arguments.fuse,
@@ -465,7 +361,7 @@ def _build_trainer(
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"encoder {arguments.encoder!r} (revision {revision}) cannot be loaded: {reason}") from None
-    limit = longest_input(model.encoder)
+    limit = positions_of(model.encoder)
     if limit is not None and arguments.max_length > limit:
         raise UserError(
             f"max_length {arguments.max_length}: encoder {arguments.encoder!r} takes at most {limit} tokens. Make "
@@ -481,11 +377,18 @@ def _build_trainer(
         if training_arguments.use_cpu and arguments.epochs > 1:
             remember(model, arguments.frozen_layers)
     model.config.encoder_config._name_or_path = public_name(arguments.encoder)  # config.json travels
-    train = PairDataset(pairs["train"], tokenizer, schema.label2id, arguments.max_length, embeddings, votes=votes)
+    train = PairDataset(
+        pairs["train"],
+        tokenizer,
+        schema.label2id,
+        arguments.max_length,
+        guidance.embeddings,
+        votes=guidance.votes,
+    )
     validation = PairDataset(pairs["validation"], tokenizer, schema.label2id, arguments.max_length, sort_by_length=True)
     collator = PairCollator(tokenizer)
-    if rationales is not None:
-        train, collator = model.prepare(arguments, pairs["train"], rationales, train, tokenizer)
+    if guidance.rationales is not None:
+        train, collator = model.prepare(arguments, pairs["train"], guidance.rationales, train, tokenizer)
     callbacks = []
     if arguments.early_stopping_patience is not None:
         callbacks.append(EarlyStoppingCallback(arguments.early_stopping_patience))

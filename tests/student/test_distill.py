@@ -21,6 +21,7 @@ from recipes.arguments import UserError
 from recipes.schemas import PAIRS, RATIONALES, load_labels, read, write
 from recipes.student.dataset import PairCollator, PairDataset, mean_embeddings
 from recipes.student.distill import DistillArguments, _build_trainer, distill
+from recipes.student.guidance import Guidance
 
 ROOT = Path(__file__).parents[2]
 
@@ -142,7 +143,8 @@ def test_head_and_encoder_have_their_own_learning_rates(options):
     arguments = DistillArguments(**options)
     schema = load_labels("esci")
     pairs = {name: read(Path(options["pairs"], f"{name}.parquet"), PAIRS) for name in ("train", "validation")}
-    trainer = _build_trainer(arguments, schema, pairs, mean_embeddings(read(options["rationales"], RATIONALES)))
+    embeddings = mean_embeddings(read(options["rationales"], RATIONALES))
+    trainer = _build_trainer(arguments, schema, pairs, Guidance(embeddings))
     optimizer = trainer.create_optimizer()
     rates = {id(p): (g["lr"], g["weight_decay"]) for g in optimizer.param_groups for p in g["params"]}
     for name, parameter in trainer.model.named_parameters():
@@ -384,7 +386,7 @@ def test_a_split_without_rows(options, split):
 
 def test_layers_to_shard_that_the_encoder_does_not_have(options):
     pairs = {name: read(Path(options["pairs"], f"{name}.parquet"), PAIRS) for name in ("train", "validation")}
-    trainer = _build_trainer(DistillArguments(**options, guidance_weight=0.0), load_labels("esci"), pairs, None)
+    trainer = _build_trainer(DistillArguments(**options, guidance_weight=0.0), load_labels("esci"), pairs, Guidance())
     trainer.check_layers(["BertLayer"])
     with pytest.raises(UserError, match=r"the encoder has no XLMRobertaLayer.*BertLayer: correct the file of"):
         trainer.check_layers(["BertLayer", "XLMRobertaLayer"])
