@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from recipes.arguments import UserError, command_line, parse, run
 from recipes.record import sha256, weights_sha256
-from recipes.schemas import LabelSchema, load_labels, read_pairs
+from recipes.schemas import LabelSchema, load_labels, make_folder, read_pairs
 from recipes.student.saving import PERSPECTIVES, RECORD, save_student
 
 if TYPE_CHECKING:
@@ -66,23 +66,31 @@ def log_offsets(tau: float, pairs: str | Path, schema: LabelSchema) -> NDArray[n
     Raises:
         UserError: τ is negative, or see `log_shares`.
     """
-    if not tau >= 0:
+    if not 0 <= tau < float("inf"):
         raise UserError(f"τ {tau}: expected 0 or more, 1 being where all classes count alike.")
     return tau * log_shares(pairs, schema)
 
 
-def adjust_predictions(predictions: pd.DataFrame, schema: LabelSchema, offsets: NDArray[np.float64]) -> pd.DataFrame:
+def adjust_predictions(
+    predictions: pd.DataFrame, schema: LabelSchema, offsets: NDArray[np.float64], source: str = "predictions"
+) -> pd.DataFrame:
     """Return predictions (contract `PREDICTIONS`) as if `offsets` had been taken off the logits.
 
     Args:
         predictions: Of any classifier.
         schema: Its classes.
         offsets: τ · log π, `(classes,)`.
+        source: What an error calls the predictions.
+
+    Raises:
+        UserError: What they hold are no probabilities of these classes.
     """
     import numpy as np
     from scipy.special import softmax
 
-    probabilities = np.asarray(predictions["probabilities"].tolist(), dtype=np.float64)
+    from recipes.evaluate.metrics import to_arrays
+
+    _, _, probabilities = to_arrays(predictions, schema, source)
     smallest = np.finfo(np.float32).tiny  # what was rounded to 0 when it was written has some logarithm
     adjusted = softmax(np.log(np.maximum(probabilities, smallest)) - offsets, axis=1)
     names = np.array(schema.names)
@@ -128,12 +136,11 @@ def adjust(arguments: AdjustArguments) -> dict[str, Any]:
         "command": command_line("recipes.evaluate.adjust", arguments),
     }
     perspectives = folder / PERSPECTIVES
-    output.mkdir(parents=True, exist_ok=True)
     save_student(
         model,
         AutoTokenizer.from_pretrained(folder),
         record,
-        output,
+        make_folder(arguments.output),
         load_file(perspectives) if perspectives.is_file() else None,
     )
     return record

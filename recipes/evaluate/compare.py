@@ -168,7 +168,10 @@ def score(runs: list[Run], schema: LabelSchema, offsets: NDArray[np.float64] | N
 
     tables = read_aligned(runs, schema)
     if offsets is not None:
-        tables = [adjust_predictions(table, schema, offsets) for table in tables]
+        tables = [
+            adjust_predictions(table, schema, offsets, str(run.predictions))
+            for run, table in zip(runs, tables, strict=True)
+        ]
     query = tables[0].groupby(["locale", "query"], sort=False).ngroup().to_numpy()
     arrays = [to_arrays(table, schema, str(run.predictions)) for run, table in zip(runs, tables, strict=True)]
     gold, predicted = arrays[0][0], np.stack([predicted for _, predicted, _ in arrays])

@@ -102,7 +102,7 @@ def plan(arguments: BenchArguments) -> list[PlannedRun]:
         UserError: A system has an option that `distill` does not know or will not take, no seeds, an unknown dataset
             or member; a baseline, block or ablation names what is no system; a name cannot be that of a folder.
     """
-    for name, least in (("workers", 1), ("draws", 100)):  # as recipes.evaluate.compare wants them
+    for name, least in (("workers", 1), ("draws", 100), ("logit_adjustment", 0)):  # as the tables want them
         if getattr(arguments, name) < least:
             raise UserError(f"{name}: expected at least {least}, got {getattr(arguments, name)}.")
     shared = read_yaml(DistillArguments, arguments.student)

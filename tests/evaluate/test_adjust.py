@@ -133,6 +133,14 @@ def test_comparisons_decide_adjusted(trained, tmp_path):
         write_comparison(CompareArguments(baseline="before", runs=runs["before"], logit_adjustment=0.7, **settings))
 
 
+def test_what_are_no_probabilities_is_said_and_not_adjusted():
+    offsets = np.log([0.6, 0.2, 0.1, 0.1])
+    with pytest.raises(UserError, match=r"a\.parquet: row 0 .*expected numbers from 0 to 1 that sum to one"):
+        adjust_predictions(predictions_of([[2.0, -1.0, 0.5, 0.1]]), ESCI, offsets, "a.parquet")
+    with pytest.raises(UserError, match=r"a\.parquet: column 'probabilities' has 2 numbers a row; expected 4"):
+        adjust_predictions(predictions_of([[0.5, 0.5]]), ESCI, offsets, "a.parquet")
+
+
 def test_shares_of_aliases(trained, tmp_path):
     train = read_pairs(trained / "pairs", ("train",))["train"]
     write(train.assign(label=train["label"].str[0]), tmp_path / "train.parquet", PAIRS)

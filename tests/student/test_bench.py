@@ -91,6 +91,7 @@ def test_the_order_grows_the_table_evenly(arguments):
         (SYSTEMS, {"ablations": {"cls": ["gat"]}}, "ablations of 'cls' is not one"),
         (SYSTEMS, {"workers": 0}, "workers: expected at least 1"),
         (SYSTEMS, {"draws": 1}, "draws: expected at least 100"),
+        (SYSTEMS, {"logit_adjustment": -1.0}, "logit_adjustment: expected at least 0"),
         (SYSTEMS, {"datasets": {"a": "x"}}, "dataset 'a': expected options.*found 'x'"),
         (SYSTEMS, {"datasets": {"a": {"seed": 1}}}, "dataset 'a': 'seed' is set by the bench"),
         ({"bert": {"datasets": "a"}}, {"datasets": {"a": {}}}, "system 'bert': datasets 'a': expected a list of names"),
