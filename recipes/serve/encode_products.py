@@ -33,7 +33,7 @@ from recipes.serve.product_store import (
     shard_path,
     write_shard,
 )
-from recipes.serve.scorer import CHARACTERS_PER_TOKEN, progress_interval
+from recipes.serve.scorer import CHARACTERS_PER_TOKEN, longest_input, progress_interval
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -85,7 +85,7 @@ def encode_products(arguments: EncodeProductsArguments, progress: bool = True) -
         raise UserError("products: expected at least one parquet file.")
     frame = read_products(arguments.products, arguments.key)
     model, tokenizer, identity = load_student(arguments.model)
-    longest = longest_input(tokenizer, model)
+    longest = longest_input(tokenizer, model.config)
     cut = arguments.max_product_tokens or longest * 3 // 4
     if cut >= longest:
         raise UserError(f"max_product_tokens: expected less than the {longest} tokens that the model takes, got {cut}.")
@@ -141,11 +141,6 @@ def read_products(paths: list[str], key: str) -> pd.DataFrame:
             f"{row['file']}: {key} {row['key']!r} comes with two titles, e.g. {row['product_title'][:60]!r}. Keep one."
         )
     return products.reset_index(drop=True)
-
-
-def longest_input(tokenizer: PreTrainedTokenizerBase, model: LRKDForSequenceClassification) -> int:
-    """Return how many tokens of query and product together a student takes."""
-    return min(tokenizer.model_max_length, model.config.max_position_embeddings)
 
 
 def product_tokens(tokenizer: PreTrainedTokenizerBase, titles: list[str], longest: int) -> list[list[int]]:

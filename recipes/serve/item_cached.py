@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from recipes.arguments import UserError
-from recipes.serve.encode_products import batches, longest_input, query_tokens
+from recipes.serve.encode_products import batches, query_tokens
 from recipes.serve.plan import cpu_flags, multiplied
 from recipes.serve.product_store import ProductStore, load_student
-from recipes.serve.scorer import served_probabilities
+from recipes.serve.scorer import longest_input, served_probabilities
 
 if TYPE_CHECKING:
     import torch
@@ -115,7 +115,7 @@ class ItemCachedScorer:
         import torch
 
         ids = query_tokens(self.tokenizer, query)
-        longest = longest_input(self.tokenizer, self.model) - self.store.manifest["max_product_tokens"]
+        longest = longest_input(self.tokenizer, self.model.config) - self.store.manifest["max_product_tokens"]
         if len(ids) > longest:
             raise UserError(
                 f"The query {query[:60]!r}... has {len(ids)} tokens; beside a product of this store there is room for "

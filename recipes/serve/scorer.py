@@ -30,6 +30,7 @@ from recipes.serve.plan import EXPORT, FILES, plan_for
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 # No word piece comes from more characters than this; what lies behind is cut before it costs time.
 CHARACTERS_PER_TOKEN = 100
@@ -149,7 +150,7 @@ class Scorer:
             raise UserError(f"{folder}: saved with ranking_view. Set it to false in its config.json.")
         self.labels = [config.id2label[index] for index in range(config.num_labels)]
         self.config = config
-        longest = min(self.tokenizer.model_max_length, config.max_position_embeddings)
+        longest = longest_input(self.tokenizer, config)
         self.max_length = longest if max_length is None else max_length
         if self.max_length > longest:
             raise UserError(f"max_length: {folder} takes at most {longest} tokens, got {max_length}.")
@@ -299,6 +300,11 @@ def checked_pair(pair: Any, row: int) -> tuple[str, str]:
         if not isinstance(text, str):
             raise RowError(f"row {row}: the {name} is {text!r:.60}; expected text. Remove the row or fill it in.")
     return pair[0], pair[1]
+
+
+def longest_input(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> int:
+    """Return how many tokens of query and product together a classifier takes."""
+    return int(min(tokenizer.model_max_length, config.max_position_embeddings))
 
 
 def progress_interval() -> float:

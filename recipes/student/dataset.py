@@ -51,7 +51,7 @@ def perspective_embeddings(rationales: pd.DataFrame, perspectives: Sequence[str]
     return {pair_id: np.stack([of_one.get(pair_id, none) for of_one in means]) for pair_id in pair_ids}
 
 
-def longest_input(encoder: Any) -> int | None:
+def positions_of(encoder: Any) -> int | None:
     """Return for how many tokens an encoder has positions, None where they are relative or rotary and have no end.
 
     The RoBERTa family begins to count after its padding token: of its 514 positions an input can have 512.

@@ -108,8 +108,10 @@ def test_a_progress_bar_leaves_few_states_in_a_log(scorer, capsys):
             time.sleep(0.02)
             yield pair
 
+    started = time.monotonic()
     assert len(list(scorer.score(slow(), progress=True, window=1))) == len(POOL) * 4
-    assert capsys.readouterr().err.count("pair/s") == 2  # its begin and its end
+    tens = (time.monotonic() - started) // 10  # none but on a machine that is busy with something else
+    assert 2 <= capsys.readouterr().err.count("pair/s") <= 2 + tens  # its begin and its end
 
 
 def test_nothing_in_nothing_out(scorer):

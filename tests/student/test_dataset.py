@@ -10,9 +10,9 @@ from recipes.student.dataset import (
     LengthBucketSampler,
     PairCollator,
     PairDataset,
-    longest_input,
     mean_embeddings,
     perspective_embeddings,
+    positions_of,
 )
 from tests.tiny import random_batch, tiny_config, tiny_tokenizer
 
@@ -144,7 +144,7 @@ def test_an_encoder_takes_what_it_has_positions_for(family, longest):
     padding = {"pad_token_id": 1} if family == "xlm-roberta" else {}
     relative = {"position_biased_input": False} if longest is None else {}
     encoder = AutoModel.from_config(tiny_config(family, max_position_embeddings=20, **padding, **relative)).eval()
-    assert longest_input(encoder) == longest
+    assert positions_of(encoder) == longest
     encoder(**random_batch(1, longest or 40))
     if longest is not None:
         with pytest.raises((IndexError, RuntimeError)):

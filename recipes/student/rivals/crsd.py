@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from modeling_lrkd.modeling_lrkd import LRKDModelOutput
 from recipes.arguments import UserError
-from recipes.student.dataset import PairDataset, longest_input
+from recipes.student.dataset import PairDataset, positions_of
 from recipes.student.rivals.base import RivalCollator, RivalDataset, RivalStudent, joined_texts
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ class CRSDStudent(RivalStudent):
         tokenizer: PreTrainedTokenizerBase,
     ) -> tuple[RivalDataset, RivalCollator]:
         """Append the rationales to the pairs (columns `reasoning_*`); there are no training-only parts."""
-        limit = longest_input(self.encoder)
+        limit = positions_of(self.encoder)
         if limit is not None and arguments.max_length + arguments.rival_length > limit:
             raise UserError(
                 f"rival_length {arguments.rival_length}: with max_length {arguments.max_length} a pair and its "
