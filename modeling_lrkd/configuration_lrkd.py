@@ -68,6 +68,8 @@ class LRKDConfig(PretrainedConfig):
         separate_layers: k: the first k layers of the encoder read query and product apart, each with positions of
             its own, so that products can be encoded before there is a query; the others read them together. 0: the
             encoder as it is. Encoders of the BERT family only (BERT, RoBERTa, XLM-R).
+        match_marks: With `separate_layers`: where query and product first meet, a learnt vector is added to each token
+            that the other text has too (see `MatchMarks`).
         kwargs: As in `PretrainedConfig`; `id2label` or `num_labels` set the classes.
 
     Raises:
@@ -123,6 +125,7 @@ class LRKDConfig(PretrainedConfig):
         ranking_view: bool = False,
         perspectives: list[str] | None = None,
         separate_layers: int = 0,
+        match_marks: bool = False,
         **kwargs: Any,
     ) -> None:
         if encoder_config is None:
@@ -159,6 +162,9 @@ class LRKDConfig(PretrainedConfig):
         self.tier_thresholds = tier_thresholds
         check_separable(encoder_config, separate_layers)
         self.separate_layers = separate_layers
+        if match_marks and separate_layers == 0:
+            raise ValueError("match_marks: are for texts that are read apart; set separate_layers to 1 or more.")
+        self.match_marks = match_marks
         if not __name__.startswith("transformers_modules."):
             # Not remote code but an installed package, which registers the task itself: `pipeline` need not fetch it.
             kwargs.pop("custom_pipelines", None)

@@ -23,7 +23,7 @@ from .extractors_lrkd import (
     mean_weights,
     weighted_sum,
 )
-from .separation_lrkd import as_encoder_output, read_apart, read_together, segments_of
+from .separation_lrkd import MatchMarks, as_encoder_output, read_apart, read_together, segments_of
 
 if TYPE_CHECKING:
     # Nothing here needs them, but transformers finds the files that belong together by their import lines: with these,
@@ -121,6 +121,8 @@ class LRKDPreTrainedModel(PreTrainedModel):
             nn.init.normal_(module.attention, std=module.attention.numel() ** -0.5)
         elif isinstance(module, PolyExtractor):
             nn.init.normal_(module.codes, std=module.codes.shape[1] ** -0.5)
+        elif isinstance(module, MatchMarks):
+            nn.init.normal_(module.weight, std=std)
         elif isinstance(module, PerspectiveGate):
             nn.init.zeros_(module.weight)
             nn.init.zeros_(module.bias)
@@ -180,6 +182,8 @@ class LRKDModel(LRKDPreTrainedModel):
         reasoning_projection: Linear, r_qp to the chain-of-thought embedding; None for `none`. The paper sets
             r_qp beside an embedding of another size without saying how; this layer is ours.
         perspective_gate: Linear and softmax, h_cls to the weights w; None without `config.perspectives`.
+        match_marks: Between the layers that read apart and those that read together; None without
+            `config.match_marks`.
     """
 
     def __init__(self, config: LRKDConfig) -> None:
@@ -194,6 +198,7 @@ class LRKDModel(LRKDPreTrainedModel):
         self.perspective_gate = (
             None if config.perspectives is None else PerspectiveGate(config.hidden_size, len(config.perspectives))
         )
+        self.match_marks = MatchMarks(config.hidden_size) if config.match_marks else None
         self._encoder_arguments = frozenset(inspect.signature(self.encoder.forward).parameters)
         self.post_init()
 
@@ -271,8 +276,9 @@ class LRKDModel(LRKDPreTrainedModel):
         segments = segments_of(self.config.encoder_config, input_ids, token_type_ids)
         k = self.config.separate_layers
         lower = read_apart(self.encoder, k, segments, mask, input_ids, inputs_embeds, position_ids)
-        upper = read_together(self.encoder, k, lower[-1], mask)
-        output = as_encoder_output(self.encoder, (*lower, *upper[1:]))
+        met = self.mark_matches(lower[-1], input_ids, segments, mask)
+        upper = read_together(self.encoder, k, met, mask)
+        output = as_encoder_output(self.encoder, (*lower[:-1], *upper))
         if not output_hidden_states:
             output.hidden_states = None
         return output
@@ -290,6 +296,28 @@ class LRKDModel(LRKDPreTrainedModel):
         """
         segments = torch.full_like(input_ids, segment)
         return read_apart(self.encoder, self.config.separate_layers, segments, attention_mask.bool(), input_ids)[-1]
+
+    def mark_matches(self, hidden_states: Tensor, input_ids: Tensor | None, segments: Tensor, mask: Tensor) -> Tensor:
+        """Mark the tokens that both texts have, where `config.match_marks` asks for it (see `MatchMarks`).
+
+        Args:
+            hidden_states: What `encode_segment` returned of query and product, `(batch, length, hidden)`.
+            input_ids: Their token ids, `(batch, length)`.
+            segments: 0 for the query's tokens, 1 for the product's, `(batch, length)`.
+            mask: True for tokens, False for padding, `(batch, length)`.
+
+        Returns:
+            What `classify_together` takes, `(batch, length, hidden)`.
+
+        Raises:
+            ValueError: There are no token ids to compare.
+        """
+        if self.match_marks is None:
+            return hidden_states
+        if input_ids is None:
+            raise ValueError("match_marks: compare token ids; pass input_ids instead of inputs_embeds.")
+        marked: Tensor = self.match_marks(hidden_states, input_ids, segments, mask)
+        return marked
 
     def _features(self, encoded: Any, mask: Tensor) -> LRKDModelOutput:
         hidden_states = encoded.last_hidden_state  # (batch, length, hidden)
@@ -466,7 +494,8 @@ class LRKDForSequenceClassification(LRKDModel):
         """Classify pairs from what `encode_segment` returned of query and product: the layers that read together.
 
         Args:
-            hidden_states: The query's token vectors and then the product's, `(batch, length, hidden)`.
+            hidden_states: The query's token vectors and then the product's, through `mark_matches`,
+                `(batch, length, hidden)`.
             attention_mask: 1 for tokens, 0 for padding, `(batch, length)`.
 
         Returns:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 # Encoders of one plan: `embeddings`, `encoder.layer`, absolute positions, full attention in every layer.
@@ -114,6 +114,43 @@ def apart_only(segments: Tensor, mask: Tensor) -> Tensor:
     # What padding reads does not matter, but it has to read something: nothing gives NaN.
     allowed = mask.unsqueeze(1) & (same | ~mask.unsqueeze(2))
     return allowed.unsqueeze(1)
+
+
+class MatchMarks(nn.Module):
+    r"""A learnt vector on each token that the other text has too, added where query and product first meet.
+
+    .. math:: h_i \leftarrow h_i + v_{s_i} \text{ if } \exists j: x_j = x_i,\ s_j \ne s_i
+
+    for token ids x and segments s. Layers that read both texts find the words they share in their first layers;
+    texts read apart come too late for that, and this tells them. After MarkedBERT's exact-match markers (Boualili,
+    Moreno & Boughanem, SIGIR 2020), as a vector instead of tokens, so that a product is still encoded without its
+    query. The separators that every pair shares are not marked.
+
+    Args:
+        hidden_size: Of the token vectors.
+    """
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(2, hidden_size))  # on the query's tokens, on the product's
+
+    def forward(self, hidden_states: Tensor, input_ids: Tensor, segments: Tensor, mask: Tensor) -> Tensor:
+        """Mark them.
+
+        Args:
+            hidden_states: What `read_apart` returned last, `(batch, length, hidden)`.
+            input_ids: Token ids, `(batch, length)`.
+            segments: 0 for the query's tokens, 1 for the product's, `(batch, length)`.
+            mask: True for tokens, False for padding, `(batch, length)`.
+        """
+        of_query = mask & (segments == 0)
+        last = torch.where(of_query, torch.arange(mask.shape[1], device=mask.device), -1).amax(dim=1, keepdim=True)
+        separator = input_ids.gather(1, last.clamp(min=0))  # what the query ends with, (batch, 1)
+        word = mask & (input_ids != separator)
+        equal = input_ids.unsqueeze(2) == input_ids.unsqueeze(1)  # (batch, token, other)
+        across = (segments.unsqueeze(2) != segments.unsqueeze(1)) & word.unsqueeze(1)
+        marked = word & (equal & across).any(dim=2)
+        return hidden_states + marked.unsqueeze(2) * self.weight[segments]
 
 
 def read_together(encoder: Any, layers: int, hidden_states: Tensor, mask: Tensor) -> tuple[Tensor, ...]:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -106,8 +107,9 @@ def encode_products(arguments: EncodeProductsArguments, progress: bool = True) -
                 encoded = product_tokens(tokenizer, part["product_title"].tolist(), cut)
                 vectors = encode(model, encoded, bar)
                 lengths = [len(ids) for ids in encoded]
+                ids = torch.tensor([*chain.from_iterable(encoded)]) if model.config.match_marks else None
                 try:
-                    write_shard(path, torch.cat(vectors), lengths, product_keys(part["key"]), arguments.dtype)
+                    write_shard(path, torch.cat(vectors), lengths, product_keys(part["key"]), arguments.dtype, ids)
                 except OSError as error:
                     raise UserError(f"{path}: could not be written ({error}). Free some space and go on.") from None
             else:

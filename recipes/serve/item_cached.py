@@ -98,10 +98,10 @@ class ItemCachedScorer:
         if len(products) == 0:
             return np.empty((0, len(self.labels)), dtype=np.float32)
         rows = self.store.find(products)
-        vectors = self.encode_query(query)  # (query tokens, hidden)
+        ids, vectors = self.encode_query(query)  # (query tokens,), (query tokens, hidden)
         chunks = list(batches((self.store.lengths[rows]).tolist(), max(1, BATCH_TOKENS - len(vectors))))
         logits = np.empty((len(rows), len(self.labels)), dtype=np.float32)
-        inputs = (self._join(vectors, rows[chunk]) for chunk in chunks)
+        inputs = (self._join(ids, vectors, rows[chunk]) for chunk in chunks)
         for chunk, result in zip(chunks, self._run(inputs), strict=True):
             logits[chunk] = result
         finite = np.isfinite(logits).all(axis=1)
@@ -110,8 +110,8 @@ class ItemCachedScorer:
             raise UserError(f"product {name!r:.60}: the model's logits are NaN or infinite. Its weights are damaged.")
         return served_probabilities(self.model.config, logits)
 
-    def encode_query(self, query: str) -> torch.Tensor:
-        """Run the lower layers over a query: `(tokens, hidden)`."""
+    def encode_query(self, query: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """Run the lower layers over a query: its token ids `(tokens,)` and their vectors `(tokens, hidden)`."""
         import torch
 
         ids = query_tokens(self.tokenizer, query)
@@ -121,10 +121,13 @@ class ItemCachedScorer:
                 f"The query {query[:60]!r}... has {len(ids)} tokens; beside a product of this store there is room for "
                 f"{longest}. Shorten it, or encode the products with a smaller --max_product_tokens."
             )
+        tokens = torch.tensor([ids])
         with torch.inference_mode():
-            return self.model.encode_segment(torch.tensor([ids]), torch.ones(1, len(ids)), segment=0)[0]
+            return tokens[0], self.model.encode_segment(tokens, torch.ones(1, len(ids)), segment=0)[0]
 
-    def _join(self, query: torch.Tensor, rows: NDArray[np.int64]) -> tuple[torch.Tensor, torch.Tensor]:
+    def _join(
+        self, ids: torch.Tensor, query: torch.Tensor, rows: NDArray[np.int64]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Put the query before each product: vectors `(batch, length, hidden)` and mask `(batch, length)`."""
         import torch
 
@@ -133,9 +136,16 @@ class ItemCachedScorer:
         width += -width % LENGTH_STEP
         hidden = torch.empty(len(rows), width, query.shape[1])
         hidden[:, : len(query)] = query
-        self.store.read_into(rows, hidden[:, len(query) :])
         mask = torch.from_numpy(np.arange(width) < len(query) + lengths[:, None])
-        return hidden, mask.long()
+        if self.model.match_marks is None:
+            self.store.read_into(rows, hidden[:, len(query) :])
+            return hidden, mask.long()
+        tokens = ids.new_empty(len(rows), width)
+        tokens[:, : len(ids)] = ids
+        self.store.read_into(rows, hidden[:, len(query) :], tokens[:, len(ids) :])
+        segments = (torch.arange(width) >= len(ids)).long().expand_as(tokens)
+        with torch.inference_mode():
+            return self.model.mark_matches(hidden, tokens, segments, mask), mask.long()
 
 
 Runner = Callable[[Iterator[tuple[Any, Any]]], Iterator[Any]]

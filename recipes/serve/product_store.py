@@ -5,9 +5,10 @@ vectors after the layers that read apart, one after the other:
 
     vectors    (tokens, hidden)   float32, float16, or int8 with a scale a token
     scales     (tokens,)          float32, of int8
+    tokens     (tokens,)          int32 token ids, of a student with match_marks
     offsets    (products + 1,)    product i owns the rows offsets[i] to offsets[i + 1]
     keys       (products,)        the first 8 bytes of the BLAKE2b of product_id or title
-    checksums  (products,)        CRC-32 of each product's vectors and scales
+    checksums  (products,)        CRC-32 of each product's vectors, scales and tokens
 
 Shards are memory-mapped. A product's checksum is compared when it is first read, so a damaged page is an error, not a
 wrong score, and a large store opens at once.
@@ -105,7 +106,9 @@ def quantize(vectors: Tensor, dtype: str) -> tuple[Tensor, Tensor | None]:
     return (vectors / scales.unsqueeze(1)).round().to(torch.int8), scales
 
 
-def write_shard(path: Path, vectors: Tensor, lengths: Sequence[int], keys: np.ndarray, dtype: str) -> None:
+def write_shard(
+    path: Path, vectors: Tensor, lengths: Sequence[int], keys: np.ndarray, dtype: str, tokens: Tensor | None = None
+) -> None:
     """Write one shard, whole or not at all.
 
     Args:
@@ -114,6 +117,7 @@ def write_shard(path: Path, vectors: Tensor, lengths: Sequence[int], keys: np.nd
         lengths: Tokens of each product.
         keys: `product_keys` of them.
         dtype: One of `DTYPES`.
+        tokens: Their ids, `(tokens,)`, where the student compares them with the query's.
 
     Raises:
         UserError: A vector is not finite, or beyond float16.
@@ -133,16 +137,21 @@ def write_shard(path: Path, vectors: Tensor, lengths: Sequence[int], keys: np.nd
     }
     if scales is not None:
         tensors["scales"] = scales
-    checksums = [_checksum(stored, scales, *span) for span in pairwise(offsets)]
+    if tokens is not None:
+        tensors["tokens"] = tokens.to(torch.int32)
+    checksums = [_checksum(tensors, *span) for span in pairwise(offsets)]
     tensors["checksums"] = torch.tensor(checksums, dtype=torch.int64)
     temporary = path.with_name(f".{path.name}.tmp")
     save_file(tensors, temporary, metadata={"index_crc32": str(_index_checksum(tensors))})
     temporary.replace(path)
 
 
-def _checksum(vectors: Tensor, scales: Tensor | None, start: int, stop: int) -> int:
-    value = zlib.crc32(vectors[start:stop].numpy())
-    return value if scales is None else zlib.crc32(scales[start:stop].numpy(), value)
+def _checksum(shard: dict[str, Tensor], start: int, stop: int) -> int:
+    value = 0
+    for name in ("vectors", "scales", "tokens"):
+        if name in shard:
+            value = zlib.crc32(shard[name][start:stop].numpy(), value)
+    return value
 
 
 def _index_checksum(tensors: dict[str, Tensor]) -> int:
@@ -225,11 +234,16 @@ class ProductStore:
             )
         return self._order[places]
 
-    def read_into(self, rows: np.ndarray, out: Tensor) -> None:
+    def read_into(self, rows: np.ndarray, out: Tensor, tokens: Tensor | None = None) -> None:
         """Write the token vectors of each product into its row of `out`, float32 `(len(rows), width, hidden)`.
 
         Behind a product's last token stands that token again, for an attention mask to hide: one pass over the memory,
         and nothing that is not a number.
+
+        Args:
+            rows: Of the products, as `find` returns them.
+            out: Where their vectors go.
+            tokens: Where their ids go, int64 `(len(rows), width)`; only of a student with `match_marks`.
 
         Raises:
             UserError: A product's vectors do not match their checksum.
@@ -247,6 +261,8 @@ class ProductStore:
             if "scales" in shard:
                 vectors = vectors.float().mul_(shard["scales"].index_select(0, index).unsqueeze(1))
             vectors = vectors.view(len(chosen), *out.shape[1:])
+            if tokens is not None:
+                tokens[torch.from_numpy(chosen)] = shard["tokens"].index_select(0, index).view(len(chosen), -1).long()
             if len(chosen) == len(rows):
                 out.copy_(vectors)
             else:
@@ -255,7 +271,7 @@ class ProductStore:
     def _verify(self, number: int, shard: dict[str, Tensor], own: np.ndarray) -> None:
         offsets, expected = shard["offsets"].numpy(), shard["checksums"].numpy()
         for product in own[~self._verified[self.first[number] + own]]:
-            found = _checksum(shard["vectors"], shard.get("scales"), offsets[product], offsets[product + 1])
+            found = _checksum(shard, offsets[product], offsets[product + 1])
             if found != expected[product]:
                 raise UserError(
                     f"{self.paths[number]}: product {product} does not match its checksum; the file is damaged. Delete "

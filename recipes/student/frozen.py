@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from modeling_lrkd.separation_lrkd import (
     SEPARABLE,
+    MatchMarks,
     apart_only,
     as_encoder_output,
     read_apart,
@@ -54,8 +55,11 @@ def remember(student: Any, layers: int) -> None:
     """
     if student.encoder.config.model_type not in SEPARABLE:
         return
-    remembering = RememberingForward(student.encoder, layers, student.config.separate_layers)
-    if student.config.separate_layers:
+    k = student.config.separate_layers
+    if student.match_marks is not None:
+        layers = min(layers, k)  # above k, what the frozen layers say depends on marks that are learnt
+    remembering = RememberingForward(student.encoder, layers, k, student.match_marks)
+    if k:
         student._encode_apart = remembering
     else:
         student.encoder.forward = remembering
@@ -70,12 +74,16 @@ class RememberingForward:
         encoder: See `freeze`.
         layers: How many of its layers are frozen.
         separate_layers: How many of its layers read query and product apart (`LRKDConfig.separate_layers`).
+        match_marks: Of the student; then `layers` is at most `separate_layers`.
     """
 
-    def __init__(self, encoder: Any, layers: int, separate_layers: int = 0) -> None:
+    def __init__(
+        self, encoder: Any, layers: int, separate_layers: int = 0, match_marks: MatchMarks | None = None
+    ) -> None:
         self.encoder = encoder
         self.layers = layers
         self.separate_layers = separate_layers
+        self.match_marks = match_marks
         self.remembered: dict[bytes, Tensor] = {}  # tokens -> (tokens, hidden)
 
     def __call__(
@@ -105,7 +113,11 @@ class RememberingForward:
                 self.remembered[keys[row]] = state[: lengths[row]].clone()  # not a view of the padded batch
         hidden = pad_sequence([self.remembered[key] for key in keys], batch_first=True)  # (batch, longest, hidden)
         hidden = nn.functional.pad(hidden, (0, 0, 0, input_ids.shape[1] - hidden.shape[1]))
-        output = as_encoder_output(self.encoder, (self._through(self.layers, None, hidden, mask, types),))
+        meeting = max(self.layers, self.separate_layers)
+        hidden = self._through(self.layers, meeting, hidden, mask, types)
+        if self.match_marks is not None:
+            hidden = self.match_marks(hidden, input_ids, types, mask)
+        output = as_encoder_output(self.encoder, (self._through(meeting, None, hidden, mask, types),))
         output.hidden_states = None
         return output
 

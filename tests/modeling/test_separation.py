@@ -69,6 +69,8 @@ def score_cached(model, queries=QUERIES, titles=TITLES):
     joined = [torch.cat(pair) for pair in zip(of_queries, of_titles)]
     hidden = torch.nn.utils.rnn.pad_sequence(joined, batch_first=True)
     mask = torch.arange(hidden.shape[1]) < torch.tensor([[len(vectors)] for vectors in joined])
+    batch = pad(rows(queries, titles), length=hidden.shape[1])
+    hidden = model.mark_matches(hidden, batch["input_ids"], batch["token_type_ids"], mask)
     return model.classify_together(hidden, mask.long())
 
 
@@ -136,6 +138,57 @@ def test_padding_changes_nothing_wherever_it_stands(family, where, implementatio
     torch.testing.assert_close(model(**pad(rows(), where, length=20)).logits, expected, atol=1e-5, rtol=1e-5)
 
 
+SHARED = {"queries": [[10, 11], [12, 13, 12, 15], [16]], "titles": [[20, 11, 22, 11, 10], [12], [26, 27, 28]]}
+MARKED = [[0, 1, 1, 0, 0, 1, 0, 1, 1, 0], [0, 1, 0, 1, 0, 0, 1, 0], [0] * 7]  # [CLS], [SEP] and 15 are not
+
+
+@pytest.mark.parametrize("where", ["right", "left", "middle"])
+def test_tokens_that_both_texts_have_are_marked_and_no_others(where):
+    model, batch = build(1, match_marks=True), pad(rows(**SHARED), where)
+    mask = batch["attention_mask"].bool()
+    hidden = torch.randn(*mask.shape, 16)
+    added = model.mark_matches(hidden, batch["input_ids"], batch["token_type_ids"], mask) - hidden
+    for row, expected in enumerate(MARKED):
+        for token, is_marked, segment in zip(added[row][mask[row]], expected, rows(**SHARED)[row][1]):
+            torch.testing.assert_close(token, model.match_marks.weight[segment] * is_marked)
+    assert bool((added[~mask] == 0).all())
+
+
+@pytest.mark.parametrize("family", SEPARABLE)
+@pytest.mark.parametrize("k", [1, LAYERS])
+def test_marks_are_added_after_layer_k_and_products_still_need_no_query(family, k):
+    plain, marked = build(k, family), build(k, family, match_marks=True)
+    marked.load_state_dict(plain.state_dict(), strict=False)
+    batch = pad(rows(**SHARED))
+    one, other = (model(**batch, output_hidden_states=True) for model in (plain, marked))
+    for layer in range(k):
+        torch.testing.assert_close(one.hidden_states[layer], other.hidden_states[layer])
+    added = other.hidden_states[k] - one.hidden_states[k]
+    assert [(row != 0).any(1).long().tolist()[: len(expected)] for row, expected in zip(added, MARKED)] == MARKED
+    assert not torch.allclose(one.logits[:2], other.logits[:2])
+    torch.testing.assert_close(one.logits[2], other.logits[2])  # its texts share nothing
+    torch.testing.assert_close(score_cached(marked, **SHARED), other.logits, atol=1e-5, rtol=1e-5)
+
+
+def test_a_separator_before_the_product_is_no_shared_word():
+    """XLM-R puts two between the texts; the product's begins with one."""
+    model = build(1, "xlm-roberta", match_marks=True, encoder={"type_vocab_size": 1})
+    ids = torch.tensor([[0, 10, SEP, SEP, 10, 11, SEP]])
+    segments = torch.tensor([[0, 0, 0, 1, 1, 1, 1]])
+    hidden = torch.zeros(1, 7, 16)
+    marked = model.mark_matches(hidden, ids, segments, torch.ones(1, 7, dtype=torch.bool)).any(2)
+    assert marked.tolist() == [[False, True, False, False, True, False, False]]
+
+
+def test_marks_learn_and_are_saved(tmp_path):
+    model = build(1, match_marks=True)
+    model(**pad(rows(**SHARED)), labels=torch.tensor([0, 1, 2])).loss.backward()
+    assert bool((model.match_marks.weight.grad != 0).any(dim=1).all())
+    model.save_pretrained(tmp_path)
+    loaded = LRKDForSequenceClassification.from_pretrained(tmp_path).eval()
+    torch.testing.assert_close(loaded(**pad(rows(**SHARED))).logits, model(**pad(rows(**SHARED))).logits)
+
+
 def test_without_token_types_the_first_separator_ends_the_query():
     model = build(2, "xlm-roberta", encoder={"type_vocab_size": 1})
     batch = pad(rows(), token_types=False)
@@ -190,6 +243,7 @@ def test_a_view_for_ranking_is_cached_too():
         ({"k": 4}, "separate_layers: the encoder has 3 layers, got 4"),
         ({"k": -1}, "separate_layers: expected a whole number, 0 or more, got -1"),
         ({"k": True}, "separate_layers: expected a whole number"),
+        ({"k": 0, "match_marks": True}, "match_marks: are for texts that are read apart; set separate_layers"),
     ],
 )
 def test_what_cannot_be_is_refused(options, message):
@@ -204,6 +258,10 @@ def test_inputs_that_cannot_be_told_apart_are_refused():
     embedded = {"inputs_embeds": torch.zeros(1, 4, 16)}
     with pytest.raises(ValueError, match="told apart by token_type_ids"):
         build(1, "xlm-roberta")(**embedded)
+    with pytest.raises(ValueError, match="match_marks: compare token ids; pass input_ids"):
+        build(1, match_marks=True)(
+            inputs_embeds=torch.zeros(1, 4, 16), token_type_ids=torch.tensor([[0, 0, 1, 1]])
+        )
     with pytest.raises(ValueError, match="output_attentions"):
         build(1)(**pad(rows()), output_attentions=True)
     model = build(1)

@@ -29,17 +29,20 @@ TITLES = [f"{word} number {n} " + "very " * (n % 5) + "long" for n in range(8) f
 QUERY = "red shoe"
 
 
-def save_student(folder, family="bert", seed=0, separate_layers=2, labels=LABELS):
+def save_student(folder, family="bert", seed=0, separate_layers=2, labels=LABELS, match_marks=False):
     torch.manual_seed(seed)
     config = LRKDConfig(
         encoder_config=tiny_config(family, num_hidden_layers=3, initializer_range=0.3, eos_token_id=3),
         extractor_type="gat",
         pooling="mean",
         separate_layers=separate_layers,
+        match_marks=match_marks,
         id2label=labels,
     )
     model = LRKDForSequenceClassification(config).eval()
     torch.nn.init.normal_(model.classifier.weight, std=0.5)
+    if match_marks:
+        torch.nn.init.normal_(model.match_marks.weight)
     model.save_pretrained(folder)
     tokenizer = tiny_tokenizer()
     if family != "bert":
@@ -93,6 +96,37 @@ def test_stored_products_score_as_the_plain_forward_does(family, key, tmp_path, 
     assert scorer.labels == list(LABELS.values())
     assert np.ptp(expected, axis=0).max() > 0.02
     np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", ["torch", "openvino"])
+@pytest.mark.parametrize(("dtype", "near"), [("float32", 1e-5), ("float16", 1e-3), ("int8", 0.05)])
+@pytest.mark.parametrize("family", ["bert", "xlm-roberta"])
+def test_marks_on_shared_words_are_made_from_the_store(family, dtype, near, backend, tmp_path, monkeypatch):
+    if backend == "openvino":
+        pytest.importorskip("openvino")
+    monkeypatch.setattr(item_cached, "BATCH_TOKENS", 150)
+    query = "red shoe number 3"
+    model = save_student(tmp_path / "s", family, match_marks=True)
+    products = save_products(tmp_path / "products.parquet")
+    options = {"model": model, "products": [products], "output": str(tmp_path / "store"), "dtype": dtype}
+    encode_products(EncodeProductsArguments(**options, shard_products=10), progress=False)
+    scorer = ItemCachedScorer(model, tmp_path / "store", backend, threads=2)
+    found = scorer.score(query, TITLES)
+    np.testing.assert_allclose(found, uncached(scorer.model, scorer.tokenizer, TITLES, query), atol=near)
+    with torch.no_grad():
+        scorer.model.match_marks.weight.zero_()
+    assert np.abs(scorer.score(query, TITLES) - found).max() > 0.05
+
+
+def test_a_damaged_token_id_is_found(tmp_path):
+    model = save_student(tmp_path / "s", match_marks=True)
+    options = {"model": model, "products": [save_products(tmp_path / "p.parquet")], "output": str(tmp_path / "store")}
+    encode_products(EncodeProductsArguments(**options), progress=False)
+    store = ProductStore(tmp_path / "store", load_student(model)[2])
+    store.shards[0]["tokens"] = store.shards[0]["tokens"].clone().fill_(7)
+    rows = store.find(TITLES[:1])
+    with pytest.raises(UserError, match="product .* does not match its checksum"):
+        store.read_into(rows, torch.empty(1, 20, 16), torch.empty(1, 20, dtype=torch.long))
 
 
 @pytest.mark.parametrize(("dtype", "near"), [("float16", 1e-3), ("int8", 0.05)])

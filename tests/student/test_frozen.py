@@ -71,9 +71,12 @@ def test_every_family_trains_with_a_frozen_layer(options, workspace, family):
     assert record["validation"]["nll"] < 5
 
 
-@pytest.mark.parametrize(("frozen", "apart"), [(1, 0), (1, 1), (1, 2), (2, 1)])
-def test_remembering_gives_the_student_that_computing_gives(options, workspace, monkeypatch, frozen, apart):
-    settings = {"frozen_layers": frozen, "separate_layers": apart}
+@pytest.mark.parametrize(
+    ("frozen", "apart", "marks"),
+    [(1, 0, False), (1, 1, False), (1, 2, False), (2, 1, False), (1, 1, True), (1, 2, True), (2, 1, True), (2, 2, True)],
+)
+def test_remembering_gives_the_student_that_computing_gives(options, workspace, monkeypatch, frozen, apart, marks):
+    settings = {"frozen_layers": frozen, "separate_layers": apart, "match_marks": marks}
     remembered = distill(DistillArguments(**options, **settings))
     monkeypatch.setattr("recipes.student.frozen.remember", lambda student, layers: None)
     computed = distill(DistillArguments(**{**options, "output": str(workspace / "computed")}, **settings))
