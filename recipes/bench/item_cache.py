@@ -66,11 +66,13 @@ class ItemCacheArguments:
 
 
 def apart(student: Path, k: int, folder: Path) -> Path:
-    """Return a copy of a student whose first k layers read query and product apart.
+    """Return a copy of a student that reads query and product apart for k layers, and marks the words they share.
 
     Raises:
         UserError: Its encoder cannot.
     """
+    import torch
+    from safetensors.torch import load_file, save_file
     from transformers import AutoConfig
 
     from modeling_lrkd.separation_lrkd import check_separable
@@ -82,7 +84,11 @@ def apart(student: Path, k: int, folder: Path) -> Path:
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(student, folder, ignore=shutil.ignore_patterns("onnx", "openvino", "checkpoints"))
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    (folder / "config.json").write_text(json.dumps({**config, "separate_layers": k}), encoding="utf-8")
+    config |= {"separate_layers": k, "match_marks": True}
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    weights = load_file(folder / "model.safetensors")
+    weights["match_marks.weight"] = torch.full((2, config["encoder_config"]["hidden_size"]), 0.1)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
 
 

@@ -259,9 +259,7 @@ def test_inputs_that_cannot_be_told_apart_are_refused():
     with pytest.raises(ValueError, match="told apart by token_type_ids"):
         build(1, "xlm-roberta")(**embedded)
     with pytest.raises(ValueError, match="match_marks: compare token ids; pass input_ids"):
-        build(1, match_marks=True)(
-            inputs_embeds=torch.zeros(1, 4, 16), token_type_ids=torch.tensor([[0, 0, 1, 1]])
-        )
+        build(1, match_marks=True)(inputs_embeds=torch.zeros(1, 4, 16), token_type_ids=torch.tensor([[0, 0, 1, 1]]))
     with pytest.raises(ValueError, match="output_attentions"):
         build(1)(**pad(rows()), output_attentions=True)
     model = build(1)

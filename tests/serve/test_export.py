@@ -12,6 +12,7 @@ import openvino
 import pytest
 import torch
 from onnx import numpy_helper
+from safetensors.torch import load_file, save_file
 from transformers import BertForSequenceClassification
 
 from modeling_lrkd import LRKDForSequenceClassification
@@ -53,6 +54,30 @@ def test_any_batch_and_length_gives_the_plain_forward(kind, family, perspectives
         found = session.run(None, {name: values.numpy() for name, values in batch.items()})
         for name, values in zip(names, found):
             np.testing.assert_allclose(values, expected[name].numpy(), atol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["bert", "xlm-roberta"])
+def test_a_student_that_reads_apart_and_marks_shared_words(family, tmp_path):
+    options = {"separate_layers": 1, "match_marks": True, "pooling": "mean"}
+    student = save_student(tmp_path / "student", family, **options)
+    weights = load_file(student / "model.safetensors")
+    weights["match_marks.weight"] = torch.randn_like(weights["match_marks.weight"])
+    save_file(weights, student / "model.safetensors", metadata={"format": "pt"})
+    assert save_float32(str(student), tmp_path / "out") <= 1e-4
+    model = LRKDForSequenceClassification.from_pretrained(student).eval()
+    session = onnxruntime.InferenceSession(tmp_path / "out" / FILES["onnx-float32"])
+    ids = torch.tensor([[2, 10, 11, 3, 12, 11, 3, 0], [2, 10, 3, 20, 21, 22, 23, 3]])
+    types = torch.tensor([[0, 0, 0, 0, 1, 1, 1, 0], [0, 0, 0, 1, 1, 1, 1, 1]])
+    batch = {"input_ids": ids, "attention_mask": (ids != 0).long(), "token_type_ids": types}
+    batch = {node.name: batch[node.name] for node in session.get_inputs()}
+    with torch.inference_mode():
+        expected = model(**batch).logits.numpy()
+        model.match_marks.weight.zero_()
+        unmarked = model(**batch).logits.numpy()
+    found = session.run(["logits"], {name: values.numpy() for name, values in batch.items()})[0]
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    assert np.abs(found - unmarked)[0].max() > 0.01
+    np.testing.assert_allclose(found[1], unmarked[1], atol=1e-4)  # its texts share no word
 
 
 def test_the_record_and_the_files(exported):

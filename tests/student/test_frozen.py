@@ -73,7 +73,7 @@ def test_every_family_trains_with_a_frozen_layer(options, workspace, family):
 
 @pytest.mark.parametrize(
     ("frozen", "apart", "marks"),
-    [(1, 0, False), (1, 1, False), (1, 2, False), (2, 1, False), (1, 1, True), (1, 2, True), (2, 1, True), (2, 2, True)],
+    [(1, 0, False), *((frozen, apart, marks) for frozen, apart in ((1, 1), (1, 2), (2, 1)) for marks in (False, True))],
 )
 def test_remembering_gives_the_student_that_computing_gives(options, workspace, monkeypatch, frozen, apart, marks):
     settings = {"frozen_layers": frozen, "separate_layers": apart, "match_marks": marks}
