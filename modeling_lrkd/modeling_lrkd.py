@@ -122,7 +122,7 @@ class LRKDPreTrainedModel(PreTrainedModel):
         elif isinstance(module, PolyExtractor):
             nn.init.normal_(module.codes, std=module.codes.shape[1] ** -0.5)
         elif isinstance(module, MatchMarks):
-            nn.init.normal_(module.weight, std=std)
+            nn.init.normal_(module.weight, std=0.1)  # 0.02 beside normalised vectors would be no mark at first
         elif isinstance(module, PerspectiveGate):
             nn.init.zeros_(module.weight)
             nn.init.zeros_(module.bias)
