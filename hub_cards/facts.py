@@ -308,6 +308,7 @@ class StudentFacts(ModelFacts):
         has_calibration: calibration.json is in the repository.
         calibration: What it records, where recipes.evaluate.calibrate wrote it for these weights.
         logit_adjustment: τ by which recipes.evaluate.adjust took the classes' shares off its logits; None: it did not.
+        separate_layers: Of the configuration: layers that read query and product apart.
         onnx: ONNX files in the repository.
         bias: What an audit by brand found, where there was one.
     """
@@ -325,6 +326,7 @@ class StudentFacts(ModelFacts):
     has_calibration: bool = False
     calibration: Calibration | None = None
     logit_adjustment: float | None = None
+    separate_layers: int = 0
     onnx: Sequence[str] = ()
     bias: BiasAudit | None = None
 

@@ -93,6 +93,7 @@ def package_student(arguments: PackageArguments) -> Files:
         has_calibration="calibration.json" in files,
         calibration=read_calibration(source),
         logit_adjustment=training.get("logit_adjustment", {}).get("tau"),
+        separate_layers=config.get("separate_layers", 0),
         onnx=tuple(name for name in onnx if name.endswith(".onnx")),
         bias=read_bias(evaluation / "bias.json", source),
     )

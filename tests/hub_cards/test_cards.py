@@ -207,6 +207,11 @@ def test_the_card_says_only_what_is_so():
     assert "trained to match the embedded reasoning" in full
 
 
+def test_a_student_that_reads_apart_says_that_its_products_can_be_stored():
+    assert "read query and product apart" not in student_card(facts())
+    assert "Its first 5 layers read query and product apart" in student_card(facts(separate_layers=5))
+
+
 def test_a_data_set_that_is_not_on_the_hub_has_no_link():
     statement = replace(facts().statement, dataset_id=None, dataset_name="Our shop, 2026")
     data = ModelCard(student_card(facts(statement=statement))).data
