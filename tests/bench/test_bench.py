@@ -65,8 +65,9 @@ def test_a_drift_that_hits_both_leaves_the_ratio():
 
 def test_peak_memory_sees_what_a_block_takes():
     with peak_memory() as memory:
-        kept = torch.ones(64 * 2**20 // 4)
-    assert 60 * 2**20 < memory["peak_bytes"] < 400 * 2**20
+        kept = torch.ones(256 * 2**20 // 4)
+    # Memory that earlier tests gave back may be resident still, and part of the block.
+    assert 128 * 2**20 < memory["peak_bytes"] < 600 * 2**20
     assert len(kept)
 
 
