@@ -65,10 +65,17 @@ def test_a_drift_that_hits_both_leaves_the_ratio():
 
 def test_peak_memory_sees_what_a_block_takes():
     with peak_memory() as memory:
-        kept = torch.ones(256 * 2**20 // 4)
-    # Memory that earlier tests gave back may be resident still, and part of the block.
-    assert 128 * 2**20 < memory["peak_bytes"] < 600 * 2**20
+        kept = torch.ones(64 * 2**20 // 4)
+    assert 60 * 2**20 < memory["peak_bytes"] < 400 * 2**20
     assert len(kept)
+
+
+def test_peak_memory_sees_the_last_moment_of_a_block(monkeypatch):
+    resident = [100]
+    monkeypatch.setattr("recipes.bench.measure.resident_bytes", lambda: resident[0])
+    with peak_memory() as memory:
+        resident[0] = 500  # and no millisecond passes before the end
+    assert memory["peak_bytes"] == 400
 
 
 def test_operations_of_a_forward_pass():
