@@ -70,6 +70,9 @@ class LRKDConfig(PretrainedConfig):
             encoder as it is. Encoders of the BERT family only (BERT, RoBERTa, XLM-R).
         match_marks: With `separate_layers`: where query and product first meet, a learnt vector is added to each token
             that the other text has too (see `MatchMarks`).
+        update_products: With `separate_layers`: whether the layers that read both texts update the vectors of both.
+            False: of the query only, several times less work where products are stored; they read the product's as
+            these were when the two met (see `read_by_query`).
         kwargs: As in `PretrainedConfig`; `id2label` or `num_labels` set the classes.
 
     Raises:
@@ -126,6 +129,7 @@ class LRKDConfig(PretrainedConfig):
         perspectives: list[str] | None = None,
         separate_layers: int = 0,
         match_marks: bool = False,
+        update_products: bool = True,
         **kwargs: Any,
     ) -> None:
         if encoder_config is None:
@@ -165,6 +169,11 @@ class LRKDConfig(PretrainedConfig):
         if match_marks and separate_layers == 0:
             raise ValueError("match_marks: are for texts that are read apart; set separate_layers to 1 or more.")
         self.match_marks = match_marks
+        if not update_products and separate_layers == 0:
+            raise ValueError(
+                "update_products: False is for texts that are read apart; set separate_layers to 1 or more."
+            )
+        self.update_products = update_products
         if not __name__.startswith("transformers_modules."):
             # Not remote code but an installed package, which registers the task itself: `pipeline` need not fetch it.
             kwargs.pop("custom_pipelines", None)

@@ -23,7 +23,15 @@ from .extractors_lrkd import (
     mean_weights,
     weighted_sum,
 )
-from .separation_lrkd import MatchMarks, as_encoder_output, read_apart, read_together, segments_of
+from .separation_lrkd import (
+    MatchMarks,
+    as_encoder_output,
+    first_tokens,
+    read_apart,
+    read_by_query,
+    read_together,
+    segments_of,
+)
 
 if TYPE_CHECKING:
     # Nothing here needs them, but transformers finds the files that belong together by their import lines: with these,
@@ -277,7 +285,7 @@ class LRKDModel(LRKDPreTrainedModel):
         k = self.config.separate_layers
         lower = read_apart(self.encoder, k, segments, mask, input_ids, inputs_embeds, position_ids)
         met = self.mark_matches(lower[-1], input_ids, segments, mask)
-        upper = read_together(self.encoder, k, met, mask)
+        upper = self._read_met(met, segments, mask)
         output = as_encoder_output(self.encoder, (*lower[:-1], *upper))
         if not output_hidden_states:
             output.hidden_states = None
@@ -318,6 +326,16 @@ class LRKDModel(LRKDPreTrainedModel):
             raise ValueError("match_marks: compare token ids; pass input_ids instead of inputs_embeds.")
         marked: Tensor = self.match_marks(hidden_states, input_ids, segments, mask)
         return marked
+
+    def _read_met(self, hidden_states: Tensor, segments: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
+        """Run the layers above `separate_layers`: `hidden_states` and each one's output."""
+        which = slice(self.config.separate_layers, None)
+        if self.config.update_products:
+            return read_together(self.encoder, which, hidden_states, mask)
+        # How many tokens are a query's is a value, which a graph cannot depend on: there, any token may be one.
+        count = hidden_states.shape[1] if _is_tracing() else first_tokens(segments, mask)
+        query, product = hidden_states[:, :count], hidden_states[:, count:]
+        return read_by_query(self.encoder, which, query, product, mask, updated=segments[:, :count] == 0)
 
     def _features(self, encoded: Any, mask: Tensor) -> LRKDModelOutput:
         hidden_states = encoded.last_hidden_state  # (batch, length, hidden)
@@ -490,19 +508,22 @@ class LRKDForSequenceClassification(LRKDModel):
         )
         return output.to_tuple() if return_dict is False else output
 
-    def classify_together(self, hidden_states: Tensor, attention_mask: Tensor) -> Tensor:
+    def classify_together(self, query: Tensor, product: Tensor, attention_mask: Tensor) -> Tensor:
         """Classify pairs from what `encode_segment` returned of query and product: the layers that read together.
 
         Args:
-            hidden_states: The query's token vectors and then the product's, through `mark_matches`,
-                `(batch, length, hidden)`.
-            attention_mask: 1 for tokens, 0 for padding, `(batch, length)`.
+            query: The query's token vectors, through `mark_matches`, `(batch, query length, hidden)`.
+            product: The product's, `(batch, product length, hidden)`.
+            attention_mask: 1 for tokens, 0 for padding, `(batch, query length + product length)`.
 
         Returns:
             What `forward` would return as logits for the pairs, `(batch, labels)`.
         """
-        mask = attention_mask.bool()
-        states = read_together(self.encoder, self.config.separate_layers, hidden_states, mask)
+        mask, which = attention_mask.bool(), slice(self.config.separate_layers, None)
+        if self.config.update_products:
+            states = read_together(self.encoder, which, torch.cat([query, product], dim=1), mask)
+        else:
+            states = read_by_query(self.encoder, which, query, product, mask)
         logits: Tensor = self.classifier(
             self.dropout(self._fuse(self._features(as_encoder_output(self.encoder, states), mask)))
         )

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 # Encoders of one plan: `embeddings`, `encoder.layer`, absolute positions, full attention in every layer.
@@ -153,19 +154,72 @@ class MatchMarks(nn.Module):
         return hidden_states + marked.unsqueeze(2) * self.weight[segments]
 
 
-def read_together(encoder: Any, layers: int, hidden_states: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
-    """Let the layers above the first `layers` read query and product together.
+def read_together(encoder: Any, which: slice, hidden_states: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
+    """Let layers read query and product together.
 
     Args:
         encoder: As in `read_apart`.
-        layers: k.
+        which: Layers, by number: those from k on, or some of them.
         hidden_states: The last result of `read_apart`, `(batch, length, hidden)`; the tokens in any order.
         mask: `(batch, length)`.
 
     Returns:
         `hidden_states` and each layer's output, `(batch, length, hidden)` each.
     """
-    return through_layers(encoder, slice(layers, None), hidden_states, mask[:, None, None, :])
+    return through_layers(encoder, which, hidden_states, mask[:, None, None, :])
+
+
+def read_by_query(
+    encoder: Any, which: slice, query: Tensor, product: Tensor, mask: Tensor, updated: Tensor | None = None
+) -> tuple[Tensor, ...]:
+    """Let layers read query and product together, for the query's tokens only: the product's stay what they were.
+
+    After the interaction blocks of MORES (Gao, Dai & Callan, WWW 2021). Of a product's tokens a layer computes keys and
+    values, a sixth of what it does for the query's, and there are several times as many of them.
+
+    Args:
+        encoder: As in `read_apart`.
+        which: As in `read_together`.
+        query: The first tokens, those of the query among them, `(batch, query length, hidden)`.
+        product: The others, `(batch, product length, hidden)`.
+        mask: True for tokens, False for padding, `(batch, query length + product length)`.
+        updated: True for the tokens of `query` that are the query's, `(batch, query length)`; by default all.
+
+    Returns:
+        As `read_together`.
+    """
+    states = [torch.cat([query, product], dim=1)]
+    for layer in encoder.encoder.layer[which]:
+        attention = layer.attention.self
+        keys, values = _heads(attention, attention.key(states[-1])), _heads(attention, attention.value(states[-1]))
+        context = F.scaled_dot_product_attention(
+            _heads(attention, attention.query(query)),
+            keys,
+            values,
+            attn_mask=mask[:, None, None, :],
+            dropout_p=attention.dropout.p if attention.training else 0.0,
+        )
+        attended = layer.attention.output(context.transpose(1, 2).flatten(2), query)
+        after = layer.output(layer.intermediate(attended), attended)
+        query = after if updated is None else torch.where(updated.unsqueeze(2), after, query)
+        states.append(torch.cat([query, product], dim=1))
+    return tuple(states)
+
+
+def _heads(attention: Any, vectors: Tensor) -> Tensor:
+    """Split `(batch, length, hidden)` into `(batch, heads, length, size of a head)`."""
+    return vectors.unflatten(2, (-1, attention.attention_head_size)).transpose(1, 2)
+
+
+def first_tokens(segments: Tensor, mask: Tensor) -> int:
+    """Return how many tokens of a batch hold all of the queries', wherever padding stands.
+
+    Args:
+        segments: As in `read_apart`.
+        mask: As there.
+    """
+    of_query = mask & (segments == 0)
+    return int(torch.where(of_query, torch.arange(1, mask.shape[1] + 1, device=mask.device), 0).max())
 
 
 def as_encoder_output(encoder: Any, states: tuple[Tensor, ...]) -> BaseModelOutputWithPooling:

@@ -10,7 +10,8 @@ the equations (`mlp, literal`), all on one encoder, in rounds. Overheads are the
 plain forward: where it is a hundredth of that, the noise of two whole forwards hides it.
 
 bfloat16 on a CPU that only emulates it, many times slower than float32, says nothing of an extractor: such settings are
-left out and named, and the training step is then float32.
+left out and named, and the training step is then float32. So are compiled ones where torch finds no C++ compiler; on a
+CPU, where each graph takes it half a minute, they are of the pooled forms.
 """
 
 from __future__ import annotations
@@ -84,8 +85,12 @@ def efficiency(arguments: EfficiencyArguments) -> dict[str, Any]:
     flags = cpu_flags()
     precisions = {setting: precision for setting, (_, precision, _) in settings.items()}
     left_out = {} if device.type == "cuda" else emulated(precisions, flags)
+    compiled_settings = [name for name, (_, _, compiled) in settings.items() if compiled and name not in left_out]
+    if compiled_settings and (trouble := compiler_trouble(device)):
+        left_out |= dict.fromkeys(compiled_settings, trouble)
     if len(left_out) == len(settings):
-        raise UserError(f"--settings {' '.join(settings)}: this CPU only emulates them. Add sdpa-float32.")
+        reasons = "; ".join(dict.fromkeys(left_out.values()))
+        raise UserError(f"--settings {' '.join(settings)}: {reasons}. Add sdpa-float32.")
     step = "bfloat16" if device.type == "cuda" or not emulated({"step": "bfloat16"}, flags) else "float32"
     for name in ("pairs", "length", "rounds", "training_rounds"):
         if getattr(arguments, name) < 1:
@@ -128,6 +133,17 @@ def read_setting(setting: str) -> tuple[str, str, bool]:
             f"--settings {setting}: expected eager or sdpa, float32 or bfloat16, e.g. sdpa-bfloat16-compiled."
         )
     return parts[0], parts[1], len(parts) == 3
+
+
+def compiler_trouble(device: torch.device) -> str | None:
+    """Say why torch.compile cannot be timed here; None: it can."""
+    import torch
+
+    try:
+        torch.compile(lambda numbers: numbers.sin() + 1)(torch.ones(3, device=device))
+    except RuntimeError as error:  # of torch._dynamo, around whatever its backend raised
+        return f"torch.compile does not work here: {str(error).strip().splitlines()[0]:.100}"
+    return None
 
 
 def build_models(size: str, device: torch.device, literal: bool) -> tuple[dict[str, Any], dict[str, int]]:
@@ -202,6 +218,8 @@ def measure_setting(
     mask = torch.ones_like(ids)
     forwards: dict[str, Callable[[], Any]] = {}
     for variant, model in models.items():
+        if compiled and not ids.is_cuda and "literal" in variant:
+            continue
         call = torch.compile(model, mode=mode) if compiled else model
         forwards[variant] = synchronised(lambda call=call: call(input_ids=ids))  # no padding: no mask
     hidden = torch.randn(*ids.shape, models["plain"].config.hidden_size, device=ids.device, dtype=models["plain"].dtype)

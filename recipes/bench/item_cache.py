@@ -2,12 +2,15 @@
 
     python -m recipes.bench.item_cache
     python -m recipes.bench.item_cache --model runs/esci/item_cached --pairs runs/esci/pairs --labels esci
+    python -m recipes.bench.item_cache --variants k=4 k=4,marks k=4,marks,query
 
 Side by side, in turn, in one run: the student uncached through torch; a plain student through the scorer, as
 `recipes.serve.export` made it fastest; and the same queries against a store. A student that reads all together is
-given each k of `--separate_layers` for the occasion: speed does not depend on the weights. What k costs in accuracy is
-measured by recipes/configs/student/esci_item_cached_bench.yaml. The joint layers are computed in bfloat16 where the CPU
-multiplies it, else in float32. Writes item_cache.json and item_cache.md.
+given each of `--variants` for the occasion, as speed does not depend on the weights: k (`separate_layers`), `marks`
+(`match_marks`) and `query` (`update_products` false). What they cost in accuracy is measured by
+recipes/configs/student/esci_item_cached_bench.yaml. The first is stored in every precision, the others in float16. The
+joint layers are computed in bfloat16 where the CPU multiplies it, else in float32. Writes item_cache.json and
+item_cache.md.
 """
 
 from __future__ import annotations
@@ -52,7 +55,10 @@ class ItemCacheArguments:
     model: str | None = field(default=None, metadata={"help": "Folder of a student (None: a quick one)."})
     pairs: str | None = field(default=None, metadata={"help": "Folder of pairs of its marketplace."})
     labels: str = field(default="aliexpress6", metadata={"help": "Label schema of the pairs."})
-    separate_layers: list[int] = field(default_factory=lambda: [4, 5], metadata={"help": "k, for a plain student."})
+    variants: list[str] = field(
+        default_factory=lambda: ["k=4,marks", "k=5,marks", "k=4,marks,query", "k=5,marks,query"],
+        metadata={"help": "Ways to read apart that a plain student is given."},
+    )
     candidates: list[int] = field(default_factory=lambda: [100, 1000, 5000], metadata={"help": "Products of a query."})
     uncached_up_to: int = field(default=1000, metadata={"help": "Most candidates that torch is asked for uncached."})
     threads: int | None = field(default=None, metadata={"help": "Cores (None: all)."})
@@ -65,8 +71,39 @@ class ItemCacheArguments:
     )
 
 
-def apart(student: Path, k: int, folder: Path) -> Path:
-    """Return a copy of a student that reads query and product apart for k layers, and marks the words they share.
+def read_variant(variant: str) -> dict[str, Any]:
+    """Read `k=4,marks,query`: options of `LRKDConfig`.
+
+    Raises:
+        UserError: It is something else.
+
+    >>> read_variant("k=4,marks")
+    {'separate_layers': 4, 'match_marks': True, 'update_products': True}
+    """
+    first, *others = variant.split(",")
+    k = first.removeprefix("k=")
+    if not (first.startswith("k=") and k.isdecimal() and int(k) > 0) or others not in (
+        [],
+        ["marks"],
+        ["query"],
+        ["marks", "query"],
+    ):
+        raise UserError(f"--variants {variant}: expected k=4, or k=4,marks or k=4,marks,query, with any k from 1 on.")
+    return {"separate_layers": int(k), "match_marks": "marks" in others, "update_products": "query" not in others}
+
+
+def name_variant(config: dict[str, Any]) -> str:
+    """Write what `read_variant` reads, of a config.json.
+
+    >>> name_variant(read_variant("k=4,marks,query"))
+    'k=4,marks,query'
+    """
+    marks = ",marks" if config.get("match_marks") else ""
+    return f"k={config['separate_layers']}{marks}{'' if config.get('update_products', True) else ',query'}"
+
+
+def apart(student: Path, variant: str, folder: Path) -> Path:
+    """Return a copy of a student that reads query and product apart as `variant` says.
 
     Raises:
         UserError: Its encoder cannot.
@@ -77,18 +114,20 @@ def apart(student: Path, k: int, folder: Path) -> Path:
 
     from modeling_lrkd.separation_lrkd import check_separable
 
+    options = read_variant(variant)
     try:
-        check_separable(AutoConfig.from_pretrained(student).encoder_config, k)
+        check_separable(AutoConfig.from_pretrained(student).encoder_config, options["separate_layers"])
     except ValueError as error:
-        raise UserError(f"--separate_layers {k}: {error}") from None
+        raise UserError(f"--variants {variant}: {error}") from None
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(student, folder, ignore=shutil.ignore_patterns("onnx", "openvino", "checkpoints"))
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    config |= {"separate_layers": k, "match_marks": True}
+    config |= options
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    weights = load_file(folder / "model.safetensors")
-    weights["match_marks.weight"] = torch.full((2, config["encoder_config"]["hidden_size"]), 0.1)
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    if options["match_marks"]:
+        weights = load_file(folder / "model.safetensors")
+        weights["match_marks.weight"] = torch.full((2, config["encoder_config"]["hidden_size"]), 0.1)
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
 
 
@@ -105,9 +144,12 @@ def item_cache(arguments: ItemCacheArguments) -> dict[str, Any]:
     from recipes.serve.plan import cpu_flags
     from recipes.serve.scorer import Scorer, usable_cores
 
-    for name in ("candidates", "separate_layers"):
-        if not getattr(arguments, name) or min(getattr(arguments, name)) < 1:
-            raise UserError(f"--{name} {getattr(arguments, name)}: expected numbers of at least 1.")
+    if not arguments.candidates or min(arguments.candidates) < 1:
+        raise UserError(f"--candidates {arguments.candidates}: expected numbers of at least 1.")
+    if not arguments.variants:
+        raise UserError("--variants: expected at least one, e.g. k=4,marks.")
+    for variant in arguments.variants:
+        read_variant(variant)
     for name in ("rounds", "threads"):
         value = getattr(arguments, name)
         if value is not None and value < 1:
@@ -118,32 +160,32 @@ def item_cache(arguments: ItemCacheArguments) -> dict[str, Any]:
     query = min(frame["query"], key=lambda text: abs(len(text) - frame["query"].str.len().median()))
     titles = [frame["product_title"].iloc[number % len(frame)] for number in range(max(arguments.candidates))]
     threads = arguments.threads or usable_cores()
-    own = json.loads((exported / "config.json").read_text(encoding="utf-8")).get("separate_layers", 0)
-    students = {
-        k: apart(exported, k, Path(arguments.work, f"apart-{k}")) for k in ([own] if own else arguments.separate_layers)
-    }
+    config = json.loads((exported / "config.json").read_text(encoding="utf-8"))
+    students = {variant: Path(arguments.work, f"apart-{variant}") for variant in arguments.variants}
+    if config.get("separate_layers", 0):
+        students = {name_variant(config): exported}
+    else:
+        students = {variant: apart(exported, variant, folder) for variant, folder in students.items()}
+    first = next(iter(students))
     left_out = emulated({"OpenVINO bfloat16": "bfloat16"}, cpu_flags())
     fast = "float32" if left_out else "bfloat16"
     stores: list[dict[str, Any]] = []
     systems: dict[str, ItemCachedScorer] = {}
-    reference = {}
-    for k, student in students.items():
+    for variant, student in students.items():
         with Scorer(student, "torch", threads=threads) as scorer:
-            reference[k] = np.stack(list(scorer.score([(query, title) for title in titles[:256]])))
-        for dtype in DTYPES:
-            stores.append({"k": k, "dtype": dtype, **_make_store(student, frame, dtype, arguments.work, threads)})
+            reference = np.stack(list(scorer.score([(query, title) for title in titles[:256]])))
+        for dtype in DTYPES if variant == first else ("float16",):
+            made = _make_store(student, frame, dtype, arguments.work, threads)
+            stores.append({"variant": variant, "dtype": dtype, **made})
             folder = stores[-1].pop("folder")
             for backend, precision in (("torch", "float32"), ("openvino", fast)):
-                if backend == "openvino" or dtype == "float32" or k == min(students):
-                    name = f"k={k}, {dtype} store, {backend} {precision}"
-                    cached = ItemCachedScorer(str(student), folder, backend, precision, threads)  # type: ignore[arg-type]
-                    drift = float(np.abs(cached.score(query, titles[:256]) - reference[k]).max())
-                    stores[-1][f"largest_difference_{backend}_{precision}"] = drift
-                    if backend == "openvino" and dtype != "float32":
-                        systems[name] = cached
+                cached = ItemCachedScorer(str(student), folder, backend, precision, threads)  # type: ignore[arg-type]
+                drift = float(np.abs(cached.score(query, titles[:256]) - reference).max())
+                stores[-1][f"largest_difference_{backend}_{precision}"] = drift
+                if backend == "openvino" and dtype != "float32":
+                    systems[f"{variant}, {dtype} store, {backend} {precision}"] = cached
     cells, ratios = [], []
     round_seconds = 0.0  # of one candidate, uncached torch aside
-    first = min(students)
     with Scorer(students[first], "torch", threads=threads) as torch_scorer, Scorer(exported, threads=threads) as plain:
         for count in sorted(arguments.candidates):
             expected = count * round_seconds
@@ -205,7 +247,7 @@ def format_table(content: dict[str, Any]) -> str:
     """Return stores and times as Markdown."""
     kept = [
         {
-            "store": f"k={store['k']}, {store['dtype']}",
+            "store": f"{store['variant']}, {store['dtype']}",
             "bytes a product": f"{store['bytes_per_product']:,.0f}",
             "tokens a product": f"{store['tokens_per_product']:.1f}",
             "largest difference of a probability, torch float32": _show(store, "torch_float32"),

@@ -125,30 +125,55 @@ class ItemCachedScorer:
         with torch.inference_mode():
             return tokens[0], self.model.encode_segment(tokens, torch.ones(1, len(ids)), segment=0)[0]
 
-    def _join(
-        self, ids: torch.Tensor, query: torch.Tensor, rows: NDArray[np.int64]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Put the query before each product: vectors `(batch, length, hidden)` and mask `(batch, length)`."""
+    def _join(self, ids: torch.Tensor, query: torch.Tensor, rows: NDArray[np.int64]) -> Inputs:
+        """Put the query beside some products: what `score_together` takes."""
         import torch
 
         lengths = self.store.lengths[rows]
-        width = len(query) + int(lengths.max())
-        width += -width % LENGTH_STEP
-        hidden = torch.empty(len(rows), width, query.shape[1])
-        hidden[:, : len(query)] = query
-        mask = torch.from_numpy(np.arange(width) < len(query) + lengths[:, None])
+        longest = int(lengths.max())
+        longest += -(len(query) + longest) % LENGTH_STEP
+        vectors = torch.empty(len(rows), longest, query.shape[1])
+        mask = torch.from_numpy(np.arange(len(query) + longest) < len(query) + lengths[:, None]).long()
         if self.model.match_marks is None:
-            self.store.read_into(rows, hidden[:, len(query) :])
-            return hidden, mask.long()
-        tokens = ids.new_empty(len(rows), width)
-        tokens[:, : len(ids)] = ids
-        self.store.read_into(rows, hidden[:, len(query) :], tokens[:, len(ids) :])
-        segments = (torch.arange(width) >= len(ids)).long().expand_as(tokens)
-        with torch.inference_mode():
-            return self.model.mark_matches(hidden, tokens, segments, mask), mask.long()
+            self.store.read_into(rows, vectors)
+            return query, vectors, mask
+        tokens = ids.new_empty(len(rows), longest)
+        self.store.read_into(rows, vectors, tokens)
+        return query, vectors, mask, ids, tokens
 
 
-Runner = Callable[[Iterator[tuple[Any, Any]]], Iterator[Any]]
+Inputs = tuple[Any, ...]
+Runner = Callable[[Iterator[Inputs]], Iterator[Any]]
+
+
+def score_together(
+    model: LRKDForSequenceClassification,
+    query: torch.Tensor,
+    products: torch.Tensor,
+    mask: torch.Tensor,
+    query_ids: torch.Tensor | None = None,
+    product_ids: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Return logits of one query with each product, `(products, labels)`.
+
+    Args:
+        model: The student.
+        query: Vectors of the query, `(query length, hidden)`.
+        products: Of the products, `(products, length, hidden)`.
+        mask: 1 for tokens, 0 for padding, `(products, query length + length)`.
+        query_ids: Token ids of the query, `(query length,)`; of a student with `match_marks`, as the next.
+        product_ids: Of the products, `(products, length)`.
+    """
+    import torch
+
+    query = query.expand(products.shape[0], -1, -1)
+    if query_ids is None or product_ids is None:
+        return model.classify_together(query, products, mask)
+    query_ids = query_ids.expand(products.shape[0], -1)
+    ids = torch.cat([query_ids, product_ids], dim=1)
+    segments = torch.cat([torch.zeros_like(query_ids), torch.ones_like(product_ids)], dim=1)
+    met = model.mark_matches(torch.cat([query, products], dim=1), ids, segments, mask.bool())
+    return model.classify_together(met[:, : query.shape[1]], met[:, query.shape[1] :], mask)
 
 
 def _torch_runner(model: LRKDForSequenceClassification, precision: str, threads: int) -> Runner:
@@ -160,10 +185,10 @@ def _torch_runner(model: LRKDForSequenceClassification, precision: str, threads:
     dtype = getattr(torch, precision)
     upper = model if dtype == torch.float32 else copy.deepcopy(model).to(dtype)
 
-    def run(inputs: Iterator[tuple[Any, Any]]) -> Iterator[Any]:
+    def run(inputs: Iterator[Inputs]) -> Iterator[Any]:
         with torch.inference_mode():
-            for hidden, mask in inputs:
-                yield upper.classify_together(hidden.to(dtype), mask).float().numpy()
+            for query, products, *others in inputs:
+                yield score_together(upper, query.to(dtype), products.to(dtype), *others).float().numpy()
 
     return run
 
@@ -178,11 +203,13 @@ def _openvino_runner(model: LRKDForSequenceClassification, precision: str, threa
             super().__init__()
             self.model = model
 
-        def forward(self, hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-            return self.model.classify_together(hidden, mask)
+        def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
+            return score_together(self.model, *inputs)
 
     size = model.config.hidden_size
-    example = (torch.zeros(2, 8, size), torch.ones(2, 8, dtype=torch.long))
+    example: Inputs = (torch.zeros(3, size), torch.zeros(2, 5, size), torch.ones(2, 8, dtype=torch.long))
+    if model.match_marks is not None:
+        example += (torch.zeros(3, dtype=torch.long), torch.zeros(2, 5, dtype=torch.long))
     with torch.inference_mode():
         graph = openvino.convert_model(Upper().eval(), example_input=example)
     options = {
@@ -192,11 +219,11 @@ def _openvino_runner(model: LRKDForSequenceClassification, precision: str, threa
     }
     queue = openvino.AsyncInferQueue(openvino.compile_model(graph, "CPU", options), threads)
 
-    def run(inputs: Iterator[tuple[Any, Any]]) -> Iterator[Any]:
+    def run(inputs: Iterator[Inputs]) -> Iterator[Any]:
         found: dict[int, Any] = {}
         queue.set_callback(lambda request, number: found.__setitem__(number, request.get_output_tensor(0).data.copy()))
-        for number, (hidden, mask) in enumerate(inputs):
-            queue.start_async([hidden.numpy(), mask.numpy()], number)
+        for number, tensors in enumerate(inputs):
+            queue.start_async([tensor.numpy() for tensor in tensors], number)
         queue.wait_all()
         return iter([found[number] for number in range(len(found))])
 

@@ -17,7 +17,10 @@ from modeling_lrkd.separation_lrkd import (
     MatchMarks,
     apart_only,
     as_encoder_output,
+    first_tokens,
     read_apart,
+    read_by_query,
+    read_together,
     segments_of,
     through_layers,
 )
@@ -58,7 +61,7 @@ def remember(student: Any, layers: int) -> None:
     k = student.config.separate_layers
     if student.match_marks is not None:
         layers = min(layers, k)  # above k, what the frozen layers say depends on marks that are learnt
-    remembering = RememberingForward(student.encoder, layers, k, student.match_marks)
+    remembering = RememberingForward(student.encoder, layers, k, student.match_marks, student.config.update_products)
     if k:
         student._encode_apart = remembering
     else:
@@ -75,15 +78,22 @@ class RememberingForward:
         layers: How many of its layers are frozen.
         separate_layers: How many of its layers read query and product apart (`LRKDConfig.separate_layers`).
         match_marks: Of the student; then `layers` is at most `separate_layers`.
+        update_products: Whether the layers that read together update both texts (`LRKDConfig.update_products`).
     """
 
     def __init__(
-        self, encoder: Any, layers: int, separate_layers: int = 0, match_marks: MatchMarks | None = None
+        self,
+        encoder: Any,
+        layers: int,
+        separate_layers: int = 0,
+        match_marks: MatchMarks | None = None,
+        update_products: bool = True,
     ) -> None:
         self.encoder = encoder
         self.layers = layers
         self.separate_layers = separate_layers
         self.match_marks = match_marks
+        self.update_products = update_products
         self.remembered: dict[bytes, Tensor] = {}  # tokens -> (tokens, hidden)
 
     def __call__(
@@ -134,7 +144,10 @@ class RememberingForward:
         k, last = self.separate_layers, len(self.encoder.encoder.layer) if last is None else last
         if first < k:
             hidden = through_layers(self.encoder, slice(first, min(last, k)), hidden, apart_only(types, mask))[-1]
-        if last > max(first, k):
-            allowed = mask[:, None, None, :]
-            hidden = through_layers(self.encoder, slice(max(first, k), last), hidden, allowed)[-1]
-        return hidden
+        if last <= max(first, k):
+            return hidden
+        which = slice(max(first, k), last)
+        if self.update_products:
+            return read_together(self.encoder, which, hidden, mask)[-1]
+        count = first_tokens(types, mask)
+        return read_by_query(self.encoder, which, hidden[:, :count], hidden[:, count:], mask, types[:, :count] == 0)[-1]

@@ -117,8 +117,27 @@ def test_bfloat16_that_a_cpu_only_emulates_is_left_out_and_named(tmp_path, monke
     assert "Left out: eager-bfloat16 (this CPU has no instructions for bfloat16)." in text
     assert "AdamW, float32, guidance" in text
     assert text.count("bfloat16") == 2
-    with pytest.raises(UserError, match="--settings sdpa-bfloat16: this CPU only emulates"):
+    with pytest.raises(
+        UserError, match=r"--settings sdpa-bfloat16: this CPU has no instructions for .* Add sdpa-float32"
+    ):
         efficiency(EfficiencyArguments(**options, settings=["sdpa-bfloat16"]))
+
+
+def test_compiled_forms_are_timed_where_torch_can_compile(tmp_path, monkeypatch):
+    monkeypatch.setattr("recipes.bench.efficiency.KINDS", ("gat",))  # each graph takes torch a while
+    options = {"output": str(tmp_path), "size": "tiny", "pairs": 2, "length": 6, "rounds": 2, "training_pairs": 0}
+    settings = ["sdpa-float32", "sdpa-float32-compiled"]
+    content = efficiency(EfficiencyArguments(**options, settings=settings))
+    assert [*content["settings"], *content["left_out"]] == settings
+    if not content["left_out"] and not torch.cuda.is_available():
+        assert list(content["settings"]["sdpa-float32-compiled"]["variants"]) == ["plain", "gat"]
+    monkeypatch.setattr("torch._inductor.config.cpp.cxx", (None, "/no/such/compiler"))
+    monkeypatch.setattr("torch._inductor.config.force_disable_caches", True)
+    torch.compiler.reset()
+    content = efficiency(EfficiencyArguments(**options, settings=settings))
+    assert list(content["settings"]) == ["sdpa-float32"]
+    expected = r"Left out: sdpa-float32-compiled \(torch.compile does not work here: .*[Cc]ompiler"
+    assert re.search(expected, format_efficiency(content))
 
 
 @pytest.fixture(scope="module")
@@ -167,12 +186,13 @@ def test_throughput_without_int8_and_bfloat16_in_hardware(world, tmp_path, monke
 def test_stored_products_are_timed_in_what_the_cpu_multiplies(flags, precision, world, tmp_path, monkeypatch):
     monkeypatch.setattr("recipes.serve.plan.cpu_flags", lambda: frozenset(flags))
     monkeypatch.setattr("recipes.serve.item_cached.cpu_flags", lambda: frozenset(flags))
-    options = {"separate_layers": [1], "candidates": [3, 5], "rounds": 1, "threads": 1, "patience": 0.0}
+    options = {"variants": ["k=1,marks", "k=1,query"], "candidates": [3, 5], "rounds": 1, "threads": 1, "patience": 0.0}
     content = item_cache(ItemCacheArguments(**world, output=str(tmp_path), **options))
-    assert [store["dtype"] for store in content["stores"]] == ["float32", "float16", "int8"]
+    assert [store["dtype"] for store in content["stores"]] == ["float32", "float16", "int8", "float16"]
     assert content["stores"][0][f"largest_difference_openvino_{precision}"] < 0.05
     text = format_item_cache(content)
-    assert f"| 3 | k=1, int8 store, openvino {precision} |" in text
+    assert f"| 3 | k=1,marks, int8 store, openvino {precision} |" in text
+    assert f"| 3 | k=1,query, float16 store, openvino {precision} |" in text
     assert ("OpenVINO bfloat16 (this CPU has no instructions for bfloat16)" in text) == (precision == "float32")
     assert "5 candidates (a round would take about" in text  # longer than no time at all
 
@@ -201,8 +221,13 @@ def test_a_rate_counts_the_rows_that_came_after_the_first_partition(tmp_path):
 
 def test_options_that_cannot_be_measured(tmp_path, world):
     options = {**world, "output": str(tmp_path)}
-    with pytest.raises(UserError, match=r"--separate_layers 3: .* has 2 layers, got 3"):
-        item_cache(ItemCacheArguments(**options, separate_layers=[1, 3], candidates=[2], threads=1))
+    with pytest.raises(UserError, match=r"--variants k=3: .* has 2 layers, got 3"):
+        item_cache(ItemCacheArguments(**options, variants=["k=1", "k=3"], candidates=[2], threads=1))
+    for variant in ("4", "k=0", "k=4,marks,both", "k=4,query,marks"):
+        with pytest.raises(UserError, match=f"--variants {variant}: expected k=4, or"):
+            item_cache(ItemCacheArguments(**options, variants=["k=1", variant]))
+    with pytest.raises(UserError, match="--variants: expected at least one"):
+        item_cache(ItemCacheArguments(**options, variants=[]))
     for name in ("rounds", "threads"):
         for bench, arguments in ((item_cache, ItemCacheArguments), (throughput, ThroughputArguments)):
             with pytest.raises(UserError, match=f"--{name} 0: expected at least 1"):

@@ -92,7 +92,8 @@ def test_a_saved_folder_loads_without_the_package(family, extractor_type, perspe
     torch.manual_seed(0)
     names = {0: "Exact", 1: "Substitute", 2: "Irrelevant"}
     options = {"extractor_type": extractor_type, "perspectives": perspectives}
-    options |= {"separate_layers": int(extractor_type == "cls"), "match_marks": extractor_type == "cls"}
+    apart = extractor_type == "cls"
+    options |= {"separate_layers": int(apart), "match_marks": apart, "update_products": not apart}
     config = LRKDConfig(encoder_config=tiny_config(family), id2label=names, **options)
     model, tokenizer = LRKDForSequenceClassification(config).eval(), tiny_tokenizer()
     if family == "xlm-roberta":

@@ -64,14 +64,15 @@ def encode_alone(model, sequences, segment):
 
 def score_cached(model, queries=QUERIES, titles=TITLES):
     """Encode queries and products each by themselves, and put them together afterwards."""
-    of_queries = encode_alone(model, [[CLS, *query, SEP] for query in queries], 0)
-    of_titles = encode_alone(model, [[*title, SEP] for title in titles], 1)
-    joined = [torch.cat(pair) for pair in zip(of_queries, of_titles)]
-    hidden = torch.nn.utils.rnn.pad_sequence(joined, batch_first=True)
-    mask = torch.arange(hidden.shape[1]) < torch.tensor([[len(vectors)] for vectors in joined])
-    batch = pad(rows(queries, titles), length=hidden.shape[1])
-    hidden = model.mark_matches(hidden, batch["input_ids"], batch["token_type_ids"], mask)
-    return model.classify_together(hidden, mask.long())
+    texts = [[CLS, *query, SEP] for query in queries], [[*title, SEP] for title in titles]
+    hidden, ids, segments = [], [], []
+    for segment, part in enumerate(texts):
+        hidden.append(torch.nn.utils.rnn.pad_sequence(encode_alone(model, part, segment), batch_first=True))
+        ids.append(torch.nn.utils.rnn.pad_sequence(list(map(torch.tensor, part)), batch_first=True))
+        segments.append(torch.full_like(ids[-1], segment))
+    mask, count = torch.cat(ids, dim=1) != 0, ids[0].shape[1]
+    met = model.mark_matches(torch.cat(hidden, dim=1), torch.cat(ids, dim=1), torch.cat(segments, dim=1), mask)
+    return model.classify_together(met[:, :count], met[:, count:], mask.long())
 
 
 @pytest.mark.parametrize("family", SEPARABLE)
@@ -129,11 +130,52 @@ def test_products_encoded_before_there_is_a_query_score_the_same(family, extract
 
 
 @pytest.mark.parametrize("family", SEPARABLE)
+@pytest.mark.parametrize("k", [1, 2])
+@pytest.mark.parametrize("where", ["right", "left", "middle"])
+def test_the_querys_tokens_are_updated_as_by_the_plain_layers_and_no_others(family, k, where):
+    """Against transformers' own layers over all tokens, of which the products' are put back."""
+    model, batch = build(k, family, match_marks=True, update_products=False), pad(rows(**SHARED), where)
+    states = model(**batch, output_hidden_states=True).hidden_states
+    assert len(states) == LAYERS + 1
+    mask, of_query = batch["attention_mask"].bool(), batch["token_type_ids"] == 0
+    for lower, upper, layer in zip(states[k:], states[k + 1 :], model.encoder.encoder.layer[k:]):
+        output = layer(lower, mask[:, None, None, :])
+        output = output if isinstance(output, torch.Tensor) else output[0]
+        torch.testing.assert_close(upper[of_query & mask], output[of_query & mask])
+        assert torch.equal(upper[~of_query], lower[~of_query])
+        assert not torch.allclose(upper[of_query & mask], lower[of_query & mask])
+
+
+@pytest.mark.parametrize("family", SEPARABLE)
+@pytest.mark.parametrize("extractor_type", ["mlp", "gat", "none"])
+@pytest.mark.parametrize("pooling", ["pooler", "mean"])
+def test_stored_products_that_are_not_updated_score_the_same(family, extractor_type, pooling):
+    model = build(1, family, extractor_type=extractor_type, pooling=pooling, match_marks=True, update_products=False)
+    expected = model(**pad(rows(**SHARED))).logits
+    torch.testing.assert_close(score_cached(model, **SHARED), expected, atol=1e-5, rtol=1e-5)
+    model.config.update_products = True
+    assert not torch.allclose(model(**pad(rows(**SHARED))).logits, expected, atol=1e-3)
+
+
+def test_the_query_alone_learns_with_dropout_and_in_bfloat16():
+    model, batch = build(1, update_products=False), pad(rows())
+    expected = model(**batch).logits
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.testing.assert_close(model(**batch).logits.float(), expected, atol=0.1, rtol=0.1)
+    model.encoder.train()
+    assert not torch.allclose(model(**batch).logits, model(**batch).logits)
+    model(**batch, labels=torch.tensor([0, 1, 2])).loss.backward()
+    parts = [part for layer in model.encoder.encoder.layer for part in layer.parameters()]
+    assert all(part.grad is not None and bool(part.grad.isfinite().all()) for part in parts)
+
+
+@pytest.mark.parametrize("family", SEPARABLE)
 @pytest.mark.parametrize("where", ["left", "middle"])
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
-def test_padding_changes_nothing_wherever_it_stands(family, where, implementation):
-    model = build(2, family, attn_implementation=implementation)
-    expected = build(2, family)(**pad(rows(), "right")).logits
+@pytest.mark.parametrize("update", [True, False])
+def test_padding_changes_nothing_wherever_it_stands(family, where, implementation, update):
+    model = build(2, family, attn_implementation=implementation, update_products=update)
+    expected = build(2, family, update_products=update)(**pad(rows(), "right")).logits
     torch.testing.assert_close(model(**pad(rows(), where)).logits, expected, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(model(**pad(rows(), where, length=20)).logits, expected, atol=1e-5, rtol=1e-5)
 
@@ -244,6 +286,7 @@ def test_a_view_for_ranking_is_cached_too():
         ({"k": -1}, "separate_layers: expected a whole number, 0 or more, got -1"),
         ({"k": True}, "separate_layers: expected a whole number"),
         ({"k": 0, "match_marks": True}, "match_marks: are for texts that are read apart; set separate_layers"),
+        ({"k": 0, "update_products": False}, "update_products: False is for texts that are read apart; set separate"),
     ],
 )
 def test_what_cannot_be_is_refused(options, message):

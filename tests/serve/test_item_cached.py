@@ -29,7 +29,7 @@ TITLES = [f"{word} number {n} " + "very " * (n % 5) + "long" for n in range(8) f
 QUERY = "red shoe"
 
 
-def save_student(folder, family="bert", seed=0, separate_layers=2, labels=LABELS, match_marks=False):
+def save_student(folder, family="bert", seed=0, separate_layers=2, labels=LABELS, match_marks=False, **options):
     torch.manual_seed(seed)
     config = LRKDConfig(
         encoder_config=tiny_config(family, num_hidden_layers=3, initializer_range=0.3, eos_token_id=3),
@@ -37,6 +37,7 @@ def save_student(folder, family="bert", seed=0, separate_layers=2, labels=LABELS
         pooling="mean",
         separate_layers=separate_layers,
         match_marks=match_marks,
+        **options,
         id2label=labels,
     )
     model = LRKDForSequenceClassification(config).eval()
@@ -116,6 +117,25 @@ def test_marks_on_shared_words_are_made_from_the_store(family, dtype, near, back
     with torch.no_grad():
         scorer.model.match_marks.weight.zero_()
     assert np.abs(scorer.score(query, TITLES) - found).max() > 0.05
+
+
+@pytest.mark.parametrize("backend", ["torch", "openvino"])
+@pytest.mark.parametrize("marks", [True, False])
+@pytest.mark.parametrize("family", ["bert", "xlm-roberta"])
+def test_products_that_are_not_updated_score_as_the_plain_forward_does(family, marks, backend, tmp_path, monkeypatch):
+    if backend == "openvino":
+        pytest.importorskip("openvino")
+    monkeypatch.setattr(item_cached, "BATCH_TOKENS", 150)
+    model = save_student(tmp_path / "s", family, match_marks=marks, update_products=False)
+    products = save_products(tmp_path / "products.parquet")
+    options = {"model": model, "products": [products], "output": str(tmp_path / "store"), "dtype": "float32"}
+    encode_products(EncodeProductsArguments(**options), progress=False)
+    scorer = ItemCachedScorer(model, tmp_path / "store", backend, threads=2)
+    for query in ("red shoe number 3", "lamp"):  # of two lengths
+        expected = uncached(scorer.model, scorer.tokenizer, TITLES, query)
+        np.testing.assert_allclose(scorer.score(query, TITLES), expected, atol=1e-5)
+    scorer.model.config.update_products = True
+    assert np.abs(uncached(scorer.model, scorer.tokenizer, TITLES, query) - expected).max() > 1e-3
 
 
 def test_a_damaged_token_id_is_found(tmp_path):
