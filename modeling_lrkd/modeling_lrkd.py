@@ -26,7 +26,6 @@ from .extractors_lrkd import (
 from .separation_lrkd import (
     MatchMarks,
     as_encoder_output,
-    first_tokens,
     read_apart,
     read_by_query,
     read_together,
@@ -285,7 +284,8 @@ class LRKDModel(LRKDPreTrainedModel):
         k = self.config.separate_layers
         lower = read_apart(self.encoder, k, segments, mask, input_ids, inputs_embeds, position_ids)
         met = self.mark_matches(lower[-1], input_ids, segments, mask)
-        upper = self._read_met(met, segments, mask)
+        kept = None if self.config.update_products else segments == 1
+        upper = read_together(self.encoder, slice(k, None), met, mask, kept)
         output = as_encoder_output(self.encoder, (*lower[:-1], *upper))
         if not output_hidden_states:
             output.hidden_states = None
@@ -326,16 +326,6 @@ class LRKDModel(LRKDPreTrainedModel):
             raise ValueError("match_marks: compare token ids; pass input_ids instead of inputs_embeds.")
         marked: Tensor = self.match_marks(hidden_states, input_ids, segments, mask)
         return marked
-
-    def _read_met(self, hidden_states: Tensor, segments: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
-        """Run the layers above `separate_layers`: `hidden_states` and each one's output."""
-        which = slice(self.config.separate_layers, None)
-        if self.config.update_products:
-            return read_together(self.encoder, which, hidden_states, mask)
-        # How many tokens are a query's is a value, which a graph cannot depend on: there, any token may be one.
-        count = hidden_states.shape[1] if _is_tracing() else first_tokens(segments, mask)
-        query, product = hidden_states[:, :count], hidden_states[:, count:]
-        return read_by_query(self.encoder, which, query, product, mask, updated=segments[:, :count] == 0)
 
     def _features(self, encoded: Any, mask: Tensor) -> LRKDModelOutput:
         hidden_states = encoded.last_hidden_state  # (batch, length, hidden)

@@ -154,7 +154,9 @@ class MatchMarks(nn.Module):
         return hidden_states + marked.unsqueeze(2) * self.weight[segments]
 
 
-def read_together(encoder: Any, which: slice, hidden_states: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
+def read_together(
+    encoder: Any, which: slice, hidden_states: Tensor, mask: Tensor, kept: Tensor | None = None
+) -> tuple[Tensor, ...]:
     """Let layers read query and product together.
 
     Args:
@@ -162,28 +164,27 @@ def read_together(encoder: Any, which: slice, hidden_states: Tensor, mask: Tenso
         which: Layers, by number: those from k on, or some of them.
         hidden_states: The last result of `read_apart`, `(batch, length, hidden)`; the tokens in any order.
         mask: `(batch, length)`.
+        kept: True for tokens that are read and not updated, `(batch, length)`; by default none.
 
     Returns:
         `hidden_states` and each layer's output, `(batch, length, hidden)` each.
     """
-    return through_layers(encoder, which, hidden_states, mask[:, None, None, :])
+    return through_layers(encoder, which, hidden_states, mask[:, None, None, :], kept)
 
 
-def read_by_query(
-    encoder: Any, which: slice, query: Tensor, product: Tensor, mask: Tensor, updated: Tensor | None = None
-) -> tuple[Tensor, ...]:
-    """Let layers read query and product together, for the query's tokens only: the product's stay what they were.
+def read_by_query(encoder: Any, which: slice, query: Tensor, product: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
+    """What `read_together` gives if the product's tokens are kept, without computing what is not.
 
     After the interaction blocks of MORES (Gao, Dai & Callan, WWW 2021). Of a product's tokens a layer computes keys and
-    values, a sixth of what it does for the query's, and there are several times as many of them.
+    values, a sixth of what it does for the query's, and there are several times as many of them. For inference: what
+    wraps a whole layer in training, as sharding does, is passed by.
 
     Args:
         encoder: As in `read_apart`.
         which: As in `read_together`.
-        query: The first tokens, those of the query among them, `(batch, query length, hidden)`.
-        product: The others, `(batch, product length, hidden)`.
+        query: The query's tokens, `(batch, query length, hidden)`.
+        product: The product's, `(batch, product length, hidden)`.
         mask: True for tokens, False for padding, `(batch, query length + product length)`.
-        updated: True for the tokens of `query` that are the query's, `(batch, query length)`; by default all.
 
     Returns:
         As `read_together`.
@@ -191,35 +192,19 @@ def read_by_query(
     states = [torch.cat([query, product], dim=1)]
     for layer in encoder.encoder.layer[which]:
         attention = layer.attention.self
-        keys, values = _heads(attention, attention.key(states[-1])), _heads(attention, attention.value(states[-1]))
-        context = F.scaled_dot_product_attention(
-            _heads(attention, attention.query(query)),
-            keys,
-            values,
-            attn_mask=mask[:, None, None, :],
-            dropout_p=attention.dropout.p if attention.training else 0.0,
-        )
+        queries, keys, values = (
+            linear(vectors).unflatten(2, (-1, attention.attention_head_size)).transpose(1, 2)
+            for linear, vectors in (
+                (attention.query, query),
+                (attention.key, states[-1]),
+                (attention.value, states[-1]),
+            )
+        )  # (batch, heads, length, size of a head) each
+        context = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask[:, None, None, :])
         attended = layer.attention.output(context.transpose(1, 2).flatten(2), query)
-        after = layer.output(layer.intermediate(attended), attended)
-        query = after if updated is None else torch.where(updated.unsqueeze(2), after, query)
+        query = layer.output(layer.intermediate(attended), attended)
         states.append(torch.cat([query, product], dim=1))
     return tuple(states)
-
-
-def _heads(attention: Any, vectors: Tensor) -> Tensor:
-    """Split `(batch, length, hidden)` into `(batch, heads, length, size of a head)`."""
-    return vectors.unflatten(2, (-1, attention.attention_head_size)).transpose(1, 2)
-
-
-def first_tokens(segments: Tensor, mask: Tensor) -> int:
-    """Return how many tokens of a batch hold all of the queries', wherever padding stands.
-
-    Args:
-        segments: As in `read_apart`.
-        mask: As there.
-    """
-    of_query = mask & (segments == 0)
-    return int(torch.where(of_query, torch.arange(1, mask.shape[1] + 1, device=mask.device), 0).max())
 
 
 def as_encoder_output(encoder: Any, states: tuple[Tensor, ...]) -> BaseModelOutputWithPooling:
@@ -229,7 +214,9 @@ def as_encoder_output(encoder: Any, states: tuple[Tensor, ...]) -> BaseModelOutp
     return BaseModelOutputWithPooling(last_hidden_state=last, pooler_output=pooler, hidden_states=states)
 
 
-def through_layers(encoder: Any, which: slice, hidden_states: Tensor, allowed: Tensor) -> tuple[Tensor, ...]:
+def through_layers(
+    encoder: Any, which: slice, hidden_states: Tensor, allowed: Tensor, kept: Tensor | None = None
+) -> tuple[Tensor, ...]:
     """Run some of the layers of an encoder, as its own forward would.
 
     Args:
@@ -237,6 +224,7 @@ def through_layers(encoder: Any, which: slice, hidden_states: Tensor, allowed: T
         which: Layers, by number.
         hidden_states: What goes into the first of them, `(batch, length, hidden)`.
         allowed: True where a token may look, `(batch, 1, length or 1, length)`.
+        kept: True for tokens whose vectors stay what they were, `(batch, length)`; by default none.
 
     Returns:
         `hidden_states` and each layer's output, `(batch, length, hidden)` each.
@@ -255,5 +243,6 @@ def through_layers(encoder: Any, which: slice, hidden_states: Tensor, allowed: T
     states = [hidden_states]
     for layer in encoder.encoder.layer[which]:
         output = layer(states[-1], attention_mask)
-        states.append(output if isinstance(output, Tensor) else output[0])  # transformers 4 returns a tuple
+        output = output if isinstance(output, Tensor) else output[0]  # transformers 4 returns a tuple
+        states.append(output if kept is None else torch.where(kept.unsqueeze(2), states[-1], output))
     return tuple(states)

@@ -17,9 +17,7 @@ from modeling_lrkd.separation_lrkd import (
     MatchMarks,
     apart_only,
     as_encoder_output,
-    first_tokens,
     read_apart,
-    read_by_query,
     read_together,
     segments_of,
     through_layers,
@@ -147,7 +145,4 @@ class RememberingForward:
         if last <= max(first, k):
             return hidden
         which = slice(max(first, k), last)
-        if self.update_products:
-            return read_together(self.encoder, which, hidden, mask)[-1]
-        count = first_tokens(types, mask)
-        return read_by_query(self.encoder, which, hidden[:, :count], hidden[:, count:], mask, types[:, :count] == 0)[-1]
+        return read_together(self.encoder, which, hidden, mask, None if self.update_products else types == 1)[-1]

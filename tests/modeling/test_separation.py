@@ -248,11 +248,12 @@ def test_a_text_without_a_product_is_finite(implementation):
     assert model(**pad(alone, token_types=False)).logits.isfinite().all()
 
 
-def test_gradient_checkpointing_gives_the_same_gradients():
+@pytest.mark.parametrize("update", [True, False])
+def test_gradient_checkpointing_gives_the_same_gradients(update):
     still = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     gradients = []
     for checkpointing in (False, True):
-        model = build(2, encoder=still, classifier_dropout=0.0).train()
+        model = build(2, encoder=still, classifier_dropout=0.0, update_products=update).train()
         if checkpointing:
             model.gradient_checkpointing_enable()
         model(**pad(rows()), labels=torch.tensor([0, 1, 2])).loss.backward()
