@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 from transformers import AutoConfig, BertConfig, PretrainedConfig
 
-from .separation_lrkd import check_separable, first_position
+from .separation_lrkd import check_query_layers, check_separable, first_position
 
 EXTRACTOR_TYPES = ("mlp", "poly", "gat", "none", "cls")
 POOLINGS = ("pooler", "cls", "mean")
@@ -70,9 +70,9 @@ class LRKDConfig(PretrainedConfig):
             encoder as it is. Encoders of the BERT family only (BERT, RoBERTa, XLM-R).
         match_marks: With `separate_layers`: where query and product first meet, a learnt vector is added to each token
             that the other text has too (see `MatchMarks`).
-        update_products: With `separate_layers`: whether the layers that read both texts update the vectors of both.
-            False: of the query only, several times less work where products are stored; they read the product's as
-            these were when the two met (see `read_by_query`).
+        query_layers: With `separate_layers`: how many of the layers that read both texts, the last ones, are for the
+            query's tokens only. The product's are read there and stay as they were: several times less work where
+            products are stored (see `read_by_query`).
         kwargs: As in `PretrainedConfig`; `id2label` or `num_labels` set the classes.
 
     Raises:
@@ -129,7 +129,7 @@ class LRKDConfig(PretrainedConfig):
         perspectives: list[str] | None = None,
         separate_layers: int = 0,
         match_marks: bool = False,
-        update_products: bool = True,
+        query_layers: int = 0,
         **kwargs: Any,
     ) -> None:
         if encoder_config is None:
@@ -169,11 +169,8 @@ class LRKDConfig(PretrainedConfig):
         if match_marks and separate_layers == 0:
             raise ValueError("match_marks: are for texts that are read apart; set separate_layers to 1 or more.")
         self.match_marks = match_marks
-        if not update_products and separate_layers == 0:
-            raise ValueError(
-                "update_products: False is for texts that are read apart; set separate_layers to 1 or more."
-            )
-        self.update_products = update_products
+        check_query_layers(encoder_config, separate_layers, query_layers)
+        self.query_layers = query_layers
         if not __name__.startswith("transformers_modules."):
             # Not remote code but an installed package, which registers the task itself: `pipeline` need not fetch it.
             kwargs.pop("custom_pipelines", None)

@@ -284,9 +284,10 @@ class LRKDModel(LRKDPreTrainedModel):
         k = self.config.separate_layers
         lower = read_apart(self.encoder, k, segments, mask, input_ids, inputs_embeds, position_ids)
         met = self.mark_matches(lower[-1], input_ids, segments, mask)
-        kept = None if self.config.update_products else segments == 1
-        upper = read_together(self.encoder, slice(k, None), met, mask, kept)
-        output = as_encoder_output(self.encoder, (*lower[:-1], *upper))
+        last = len(self.encoder.encoder.layer) - self.config.query_layers
+        both = read_together(self.encoder, slice(k, last), met, mask)
+        query = read_together(self.encoder, slice(last, None), both[-1], mask, kept=segments == 1)
+        output = as_encoder_output(self.encoder, (*lower[:-1], *both, *query[1:]))
         if not output_hidden_states:
             output.hidden_states = None
         return output
@@ -509,11 +510,13 @@ class LRKDForSequenceClassification(LRKDModel):
         Returns:
             What `forward` would return as logits for the pairs, `(batch, labels)`.
         """
-        mask, which = attention_mask.bool(), slice(self.config.separate_layers, None)
-        if self.config.update_products:
-            states = read_together(self.encoder, which, torch.cat([query, product], dim=1), mask)
-        else:
-            states = read_by_query(self.encoder, which, query, product, mask)
+        mask, count = attention_mask.bool(), query.shape[1]
+        last = len(self.encoder.encoder.layer) - self.config.query_layers
+        both = slice(self.config.separate_layers, last)
+        states = read_together(self.encoder, both, torch.cat([query, product], dim=1), mask)
+        if self.config.query_layers:
+            query, product = states[-1][:, :count], states[-1][:, count:]
+            states = read_by_query(self.encoder, slice(last, None), query, product, mask)
         logits: Tensor = self.classifier(
             self.dropout(self._fuse(self._features(as_encoder_output(self.encoder, states), mask)))
         )

@@ -48,6 +48,23 @@ def check_separable(encoder_config: Any, separate_layers: int) -> None:
         )
 
 
+def check_query_layers(encoder_config: Any, separate_layers: int, query_layers: int) -> None:
+    """Check that the last `query_layers` layers can be for the query's tokens only.
+
+    Raises:
+        ValueError: They are more than the layers that read query and product together, or all do.
+    """
+    if isinstance(query_layers, bool) or not isinstance(query_layers, int) or query_layers < 0:
+        raise ValueError(f"query_layers: expected a whole number, 0 or more, got {query_layers!r}.")
+    if query_layers and separate_layers == 0:
+        raise ValueError("query_layers: are for texts that are read apart; set separate_layers to 1 or more.")
+    if query_layers and query_layers > encoder_config.num_hidden_layers - separate_layers:
+        raise ValueError(
+            f"query_layers: the encoder has {encoder_config.num_hidden_layers} layers, of which {separate_layers} read "
+            f"query and product apart; got {query_layers}."
+        )
+
+
 def segments_of(encoder_config: Any, input_ids: Tensor | None, token_type_ids: Tensor | None) -> Tensor:
     """Tell query from product: 0 or 1 for each token, `(batch, length)`.
 

@@ -2,12 +2,12 @@
 
     python -m recipes.bench.item_cache
     python -m recipes.bench.item_cache --model runs/esci/item_cached --pairs runs/esci/pairs --labels esci
-    python -m recipes.bench.item_cache --variants k=4 k=4,marks k=4,marks,query
+    python -m recipes.bench.item_cache --variants k=4 k=4,marks k=4,marks,q=1
 
 Side by side, in turn, in one run: the student uncached through torch; a plain student through the scorer, as
 `recipes.serve.export` made it fastest; and the same queries against a store. A student that reads all together is
 given each of `--variants` for the occasion, as speed does not depend on the weights: k (`separate_layers`), `marks`
-(`match_marks`) and `query` (`update_products` false). What they cost in accuracy is measured by
+(`match_marks`) and q (`query_layers`). What they cost in accuracy is measured by
 recipes/configs/student/esci_item_cached_bench.yaml. The first is stored in every precision, the others in float16. The
 joint layers are computed in bfloat16 where the CPU multiplies it, else in float32. Writes item_cache.json and
 item_cache.md.
@@ -16,6 +16,7 @@ item_cache.md.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import time
 from collections.abc import Callable
@@ -56,7 +57,7 @@ class ItemCacheArguments:
     pairs: str | None = field(default=None, metadata={"help": "Folder of pairs of its marketplace."})
     labels: str = field(default="aliexpress6", metadata={"help": "Label schema of the pairs."})
     variants: list[str] = field(
-        default_factory=lambda: ["k=4,marks", "k=5,marks", "k=4,marks,query", "k=5,marks,query"],
+        default_factory=lambda: ["k=4,marks", "k=4,marks,q=1", "k=4,marks,q=2", "k=5,marks", "k=5,marks,q=1"],
         metadata={"help": "Ways to read apart that a plain student is given."},
     )
     candidates: list[int] = field(default_factory=lambda: [100, 1000, 5000], metadata={"help": "Products of a query."})
@@ -72,34 +73,30 @@ class ItemCacheArguments:
 
 
 def read_variant(variant: str) -> dict[str, Any]:
-    """Read `k=4,marks,query`: options of `LRKDConfig`.
+    """Read `k=4,marks,q=1`: options of `LRKDConfig`.
 
     Raises:
         UserError: It is something else.
 
-    >>> read_variant("k=4,marks")
-    {'separate_layers': 4, 'match_marks': True, 'update_products': True}
+    >>> read_variant("k=4,marks,q=1")
+    {'separate_layers': 4, 'match_marks': True, 'query_layers': 1}
     """
-    first, *others = variant.split(",")
-    k = first.removeprefix("k=")
-    if not (first.startswith("k=") and k.isdecimal() and int(k) > 0) or others not in (
-        [],
-        ["marks"],
-        ["query"],
-        ["marks", "query"],
-    ):
-        raise UserError(f"--variants {variant}: expected k=4, or k=4,marks or k=4,marks,query, with any k from 1 on.")
-    return {"separate_layers": int(k), "match_marks": "marks" in others, "update_products": "query" not in others}
+    found = re.fullmatch(r"k=([1-9]\d*)(,marks)?(?:,q=(\d+))?", variant)
+    if found is None:
+        raise UserError(f"--variants {variant}: expected k=4, k=4,marks, k=4,q=1 or k=4,marks,q=1, with any numbers.")
+    k, marks, q = found.groups()
+    return {"separate_layers": int(k), "match_marks": marks is not None, "query_layers": int(q or 0)}
 
 
 def name_variant(config: dict[str, Any]) -> str:
     """Write what `read_variant` reads, of a config.json.
 
-    >>> name_variant(read_variant("k=4,marks,query"))
-    'k=4,marks,query'
+    >>> name_variant(read_variant("k=4,marks,q=1"))
+    'k=4,marks,q=1'
     """
     marks = ",marks" if config.get("match_marks") else ""
-    return f"k={config['separate_layers']}{marks}{'' if config.get('update_products', True) else ',query'}"
+    query = f",q={config['query_layers']}" if config.get("query_layers") else ""
+    return f"k={config['separate_layers']}{marks}{query}"
 
 
 def apart(student: Path, variant: str, folder: Path) -> Path:
@@ -112,11 +109,13 @@ def apart(student: Path, variant: str, folder: Path) -> Path:
     from safetensors.torch import load_file, save_file
     from transformers import AutoConfig
 
-    from modeling_lrkd.separation_lrkd import check_separable
+    from modeling_lrkd.separation_lrkd import check_query_layers, check_separable
 
     options = read_variant(variant)
     try:
-        check_separable(AutoConfig.from_pretrained(student).encoder_config, options["separate_layers"])
+        encoder_config = AutoConfig.from_pretrained(student).encoder_config
+        check_separable(encoder_config, options["separate_layers"])
+        check_query_layers(encoder_config, options["separate_layers"], options["query_layers"])
     except ValueError as error:
         raise UserError(f"--variants {variant}: {error}") from None
     shutil.rmtree(folder, ignore_errors=True)

@@ -70,9 +70,8 @@ class DistillArguments:
     match_marks: bool = field(
         default=False, metadata={"help": "With separate_layers: mark the tokens that query and product share."}
     )
-    update_products: bool = field(
-        default=True,
-        metadata={"help": "With separate_layers, false: the other layers read by the query's tokens only."},
+    query_layers: int = field(
+        default=0, metadata={"help": "With separate_layers: last layers that are for the query's tokens only."}
     )
     guidance_weight: float = field(default=0.1, metadata={"help": "λ of eq. 9; 0 switches the guidance off."})
     guidance_loss: Literal["mse", "cosine", "infonce"] = field(default="mse", metadata={"help": "Eq. 8 is mse."})
@@ -259,6 +258,7 @@ def check_options(arguments: DistillArguments) -> None:
         "rival_weight",
         "rival_score_weight",
         "separate_layers",
+        "query_layers",
         "frozen_layers",
     )
     for name in nonnegative:
@@ -266,8 +266,8 @@ def check_options(arguments: DistillArguments) -> None:
             raise UserError(f"{name}: expected 0 or more, got {getattr(arguments, name)}.")
     if arguments.match_marks and not arguments.separate_layers:
         raise UserError("match_marks: are for texts that are read apart; set separate_layers to 1 or more.")
-    if not arguments.update_products and not arguments.separate_layers:
-        raise UserError("update_products: false is for texts that are read apart; set separate_layers to 1 or more.")
+    if arguments.query_layers and not arguments.separate_layers:
+        raise UserError("query_layers: are for texts that are read apart; set separate_layers to 1 or more.")
     for name in ("classifier_dropout", "encoder_dropout"):
         value = getattr(arguments, name)
         if value is not None and not 0 <= value < 1:
@@ -361,7 +361,7 @@ def _build_trainer(
             fuse=arguments.fuse,
             separate_layers=arguments.separate_layers,
             match_marks=arguments.match_marks,
-            update_products=arguments.update_products,
+            query_layers=arguments.query_layers,
             reasoning_dim=arguments.reasoning_dim or size,
             guidance_weight=arguments.guidance_weight,
             guidance_loss=arguments.guidance_loss,

@@ -59,7 +59,7 @@ def remember(student: Any, layers: int) -> None:
     k = student.config.separate_layers
     if student.match_marks is not None:
         layers = min(layers, k)  # above k, what the frozen layers say depends on marks that are learnt
-    remembering = RememberingForward(student.encoder, layers, k, student.match_marks, student.config.update_products)
+    remembering = RememberingForward(student.encoder, layers, k, student.match_marks, student.config.query_layers)
     if k:
         student._encode_apart = remembering
     else:
@@ -76,7 +76,7 @@ class RememberingForward:
         layers: How many of its layers are frozen.
         separate_layers: How many of its layers read query and product apart (`LRKDConfig.separate_layers`).
         match_marks: Of the student; then `layers` is at most `separate_layers`.
-        update_products: Whether the layers that read together update both texts (`LRKDConfig.update_products`).
+        query_layers: How many of its layers are for the query's tokens only (`LRKDConfig.query_layers`).
     """
 
     def __init__(
@@ -85,13 +85,13 @@ class RememberingForward:
         layers: int,
         separate_layers: int = 0,
         match_marks: MatchMarks | None = None,
-        update_products: bool = True,
+        query_layers: int = 0,
     ) -> None:
         self.encoder = encoder
         self.layers = layers
         self.separate_layers = separate_layers
         self.match_marks = match_marks
-        self.update_products = update_products
+        self.query_layers = query_layers
         self.remembered: dict[bytes, Tensor] = {}  # tokens -> (tokens, hidden)
 
     def __call__(
@@ -138,11 +138,15 @@ class RememberingForward:
         return self._through(0, self.layers, embedded, mask, types)
 
     def _through(self, first: int, last: int | None, hidden: Tensor, mask: Tensor, types: Tensor) -> Tensor:
-        """Run layers `first` to `last`, without it: those below `separate_layers` apart, the others together."""
-        k, last = self.separate_layers, len(self.encoder.encoder.layer) if last is None else last
+        """Run layers `first` to `last`, without it, each as `LRKDModel` does."""
+        layers = len(self.encoder.encoder.layer)
+        last = layers if last is None else last
+
+        def within(start: int, end: int) -> slice:
+            return slice(max(first, start), min(last, end))
+
+        k, query = self.separate_layers, layers - self.query_layers
         if first < k:
-            hidden = through_layers(self.encoder, slice(first, min(last, k)), hidden, apart_only(types, mask))[-1]
-        if last <= max(first, k):
-            return hidden
-        which = slice(max(first, k), last)
-        return read_together(self.encoder, which, hidden, mask, None if self.update_products else types == 1)[-1]
+            hidden = through_layers(self.encoder, within(0, k), hidden, apart_only(types, mask))[-1]
+        hidden = read_together(self.encoder, within(k, query), hidden, mask)[-1]
+        return read_together(self.encoder, within(query, layers), hidden, mask, kept=types == 1)[-1]

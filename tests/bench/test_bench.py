@@ -186,13 +186,13 @@ def test_throughput_without_int8_and_bfloat16_in_hardware(world, tmp_path, monke
 def test_stored_products_are_timed_in_what_the_cpu_multiplies(flags, precision, world, tmp_path, monkeypatch):
     monkeypatch.setattr("recipes.serve.plan.cpu_flags", lambda: frozenset(flags))
     monkeypatch.setattr("recipes.serve.item_cached.cpu_flags", lambda: frozenset(flags))
-    options = {"variants": ["k=1,marks", "k=1,query"], "candidates": [3, 5], "rounds": 1, "threads": 1, "patience": 0.0}
+    options = {"variants": ["k=1,marks", "k=1,q=1"], "candidates": [3, 5], "rounds": 1, "threads": 1, "patience": 0.0}
     content = item_cache(ItemCacheArguments(**world, output=str(tmp_path), **options))
     assert [store["dtype"] for store in content["stores"]] == ["float32", "float16", "int8", "float16"]
     assert content["stores"][0][f"largest_difference_openvino_{precision}"] < 0.05
     text = format_item_cache(content)
     assert f"| 3 | k=1,marks, int8 store, openvino {precision} |" in text
-    assert f"| 3 | k=1,query, float16 store, openvino {precision} |" in text
+    assert f"| 3 | k=1,q=1, float16 store, openvino {precision} |" in text
     assert ("OpenVINO bfloat16 (this CPU has no instructions for bfloat16)" in text) == (precision == "float32")
     assert "5 candidates (a round would take about" in text  # longer than no time at all
 
@@ -223,7 +223,9 @@ def test_options_that_cannot_be_measured(tmp_path, world):
     options = {**world, "output": str(tmp_path)}
     with pytest.raises(UserError, match=r"--variants k=3: .* has 2 layers, got 3"):
         item_cache(ItemCacheArguments(**options, variants=["k=1", "k=3"], candidates=[2], threads=1))
-    for variant in ("4", "k=0", "k=4,marks,both", "k=4,query,marks"):
+    with pytest.raises(UserError, match=r"--variants k=1,q=2: query_layers: .* has 2 layers, of which 1 read"):
+        item_cache(ItemCacheArguments(**options, variants=["k=1,q=2"], candidates=[2], threads=1))
+    for variant in ("4", "k=0", "k=4,marks,both", "k=4,q=1,marks", "k=4,q="):
         with pytest.raises(UserError, match=f"--variants {variant}: expected k=4, or"):
             item_cache(ItemCacheArguments(**options, variants=["k=1", variant]))
     with pytest.raises(UserError, match="--variants: expected at least one"):

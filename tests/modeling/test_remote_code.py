@@ -93,7 +93,7 @@ def test_a_saved_folder_loads_without_the_package(family, extractor_type, perspe
     names = {0: "Exact", 1: "Substitute", 2: "Irrelevant"}
     options = {"extractor_type": extractor_type, "perspectives": perspectives}
     apart = extractor_type == "cls"
-    options |= {"separate_layers": int(apart), "match_marks": apart, "update_products": not apart}
+    options |= {"separate_layers": int(apart), "match_marks": apart, "query_layers": int(apart)}
     config = LRKDConfig(encoder_config=tiny_config(family), id2label=names, **options)
     model, tokenizer = LRKDForSequenceClassification(config).eval(), tiny_tokenizer()
     if family == "xlm-roberta":

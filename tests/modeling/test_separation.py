@@ -130,35 +130,41 @@ def test_products_encoded_before_there_is_a_query_score_the_same(family, extract
 
 
 @pytest.mark.parametrize("family", SEPARABLE)
-@pytest.mark.parametrize("k", [1, 2])
+@pytest.mark.parametrize(("k", "q"), [(1, 1), (1, 2), (2, 1)])
 @pytest.mark.parametrize("where", ["right", "left", "middle"])
-def test_the_querys_tokens_are_updated_as_by_the_plain_layers_and_no_others(family, k, where):
+def test_the_querys_tokens_are_updated_as_by_the_plain_layers_and_no_others(family, k, q, where):
     """Against transformers' own layers over all tokens, of which the products' are put back."""
-    model, batch = build(k, family, match_marks=True, update_products=False), pad(rows(**SHARED), where)
+    model, batch = build(k, family, match_marks=True, query_layers=q), pad(rows(**SHARED), where)
     states = model(**batch, output_hidden_states=True).hidden_states
     assert len(states) == LAYERS + 1
     mask, of_query = batch["attention_mask"].bool(), batch["token_type_ids"] == 0
-    for lower, upper, layer in zip(states[k:], states[k + 1 :], model.encoder.encoder.layer[k:]):
+    for number in range(k, LAYERS):
+        lower, upper, layer = *states[number : number + 2], model.encoder.encoder.layer[number]
         output = layer(lower, mask[:, None, None, :])
         output = output if isinstance(output, torch.Tensor) else output[0]
         torch.testing.assert_close(upper[of_query & mask], output[of_query & mask])
-        assert torch.equal(upper[~of_query], lower[~of_query])
+        product = lower if number >= LAYERS - q else output
+        torch.testing.assert_close(upper[~of_query & mask], product[~of_query & mask])
         assert not torch.allclose(upper[of_query & mask], lower[of_query & mask])
 
 
 @pytest.mark.parametrize("family", SEPARABLE)
 @pytest.mark.parametrize("extractor_type", ["mlp", "gat", "none"])
-@pytest.mark.parametrize("pooling", ["pooler", "mean"])
-def test_stored_products_that_are_not_updated_score_the_same(family, extractor_type, pooling):
-    model = build(1, family, extractor_type=extractor_type, pooling=pooling, match_marks=True, update_products=False)
+@pytest.mark.parametrize(("q", "pooling"), [(1, "pooler"), (1, "mean"), (2, "mean")])
+def test_stored_products_that_are_not_updated_score_the_same(family, extractor_type, q, pooling):
+    model = build(1, family, extractor_type=extractor_type, pooling=pooling, match_marks=True, query_layers=q)
     expected = model(**pad(rows(**SHARED))).logits
     torch.testing.assert_close(score_cached(model, **SHARED), expected, atol=1e-5, rtol=1e-5)
-    model.config.update_products = True
-    assert not torch.allclose(model(**pad(rows(**SHARED))).logits, expected, atol=1e-3)
+    model.config.query_layers = 0
+    reads_the_query_only = (
+        extractor_type == "none" and pooling == "pooler" and q == 1
+    )  # of the last layer, the first token
+    updated = model(**pad(rows(**SHARED))).logits
+    assert torch.allclose(updated, expected, atol=1e-3) == reads_the_query_only
 
 
 def test_the_query_alone_learns_with_dropout_and_in_bfloat16():
-    model, batch = build(1, update_products=False), pad(rows())
+    model, batch = build(1, query_layers=2), pad(rows())
     expected = model(**batch).logits
     with torch.autocast("cpu", dtype=torch.bfloat16):
         torch.testing.assert_close(model(**batch).logits.float(), expected, atol=0.1, rtol=0.1)
@@ -172,10 +178,10 @@ def test_the_query_alone_learns_with_dropout_and_in_bfloat16():
 @pytest.mark.parametrize("family", SEPARABLE)
 @pytest.mark.parametrize("where", ["left", "middle"])
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
-@pytest.mark.parametrize("update", [True, False])
-def test_padding_changes_nothing_wherever_it_stands(family, where, implementation, update):
-    model = build(2, family, attn_implementation=implementation, update_products=update)
-    expected = build(2, family, update_products=update)(**pad(rows(), "right")).logits
+@pytest.mark.parametrize("q", [0, 1])
+def test_padding_changes_nothing_wherever_it_stands(family, where, implementation, q):
+    model = build(2, family, attn_implementation=implementation, query_layers=q)
+    expected = build(2, family, query_layers=q)(**pad(rows(), "right")).logits
     torch.testing.assert_close(model(**pad(rows(), where)).logits, expected, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(model(**pad(rows(), where, length=20)).logits, expected, atol=1e-5, rtol=1e-5)
 
@@ -248,12 +254,12 @@ def test_a_text_without_a_product_is_finite(implementation):
     assert model(**pad(alone, token_types=False)).logits.isfinite().all()
 
 
-@pytest.mark.parametrize("update", [True, False])
-def test_gradient_checkpointing_gives_the_same_gradients(update):
+@pytest.mark.parametrize("q", [0, 1])
+def test_gradient_checkpointing_gives_the_same_gradients(q):
     still = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     gradients = []
     for checkpointing in (False, True):
-        model = build(2, encoder=still, classifier_dropout=0.0, update_products=update).train()
+        model = build(2, encoder=still, classifier_dropout=0.0, query_layers=q).train()
         if checkpointing:
             model.gradient_checkpointing_enable()
         model(**pad(rows()), labels=torch.tensor([0, 1, 2])).loss.backward()
@@ -287,7 +293,9 @@ def test_a_view_for_ranking_is_cached_too():
         ({"k": -1}, "separate_layers: expected a whole number, 0 or more, got -1"),
         ({"k": True}, "separate_layers: expected a whole number"),
         ({"k": 0, "match_marks": True}, "match_marks: are for texts that are read apart; set separate_layers"),
-        ({"k": 0, "update_products": False}, "update_products: False is for texts that are read apart; set separate"),
+        ({"k": 0, "query_layers": 1}, "query_layers: are for texts that are read apart; set separate_layers to 1"),
+        ({"k": 2, "query_layers": 2}, "query_layers: the encoder has 3 layers, of which 2 read .* apart; got 2"),
+        ({"k": 1, "query_layers": -1}, "query_layers: expected a whole number, 0 or more, got -1"),
     ],
 )
 def test_what_cannot_be_is_refused(options, message):

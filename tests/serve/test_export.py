@@ -57,9 +57,9 @@ def test_any_batch_and_length_gives_the_plain_forward(kind, family, perspectives
 
 
 @pytest.mark.parametrize("family", ["bert", "xlm-roberta"])
-@pytest.mark.parametrize("update", [True, False])
-def test_a_student_that_reads_apart_and_marks_shared_words(family, update, tmp_path):
-    options = {"separate_layers": 1, "match_marks": True, "update_products": update, "pooling": "mean"}
+@pytest.mark.parametrize("query_layers", [0, 1])
+def test_a_student_that_reads_apart_and_marks_shared_words(family, query_layers, tmp_path):
+    options = {"separate_layers": 1, "match_marks": True, "query_layers": query_layers, "pooling": "mean"}
     student = save_student(tmp_path / "student", family, **options)
     weights = load_file(student / "model.safetensors")
     weights["match_marks.weight"] = torch.randn_like(weights["match_marks.weight"])

@@ -126,7 +126,7 @@ def test_products_that_are_not_updated_score_as_the_plain_forward_does(family, m
     if backend == "openvino":
         pytest.importorskip("openvino")
     monkeypatch.setattr(item_cached, "BATCH_TOKENS", 150)
-    model = save_student(tmp_path / "s", family, match_marks=marks, update_products=False)
+    model = save_student(tmp_path / "s", family, match_marks=marks, query_layers=1)
     products = save_products(tmp_path / "products.parquet")
     options = {"model": model, "products": [products], "output": str(tmp_path / "store"), "dtype": "float32"}
     encode_products(EncodeProductsArguments(**options), progress=False)
@@ -134,7 +134,7 @@ def test_products_that_are_not_updated_score_as_the_plain_forward_does(family, m
     for query in ("red shoe number 3", "lamp"):  # of two lengths
         expected = uncached(scorer.model, scorer.tokenizer, TITLES, query)
         np.testing.assert_allclose(scorer.score(query, TITLES), expected, atol=1e-5)
-    scorer.model.config.update_products = True
+    scorer.model.config.query_layers = 0
     assert np.abs(uncached(scorer.model, scorer.tokenizer, TITLES, query) - expected).max() > 1e-3
 
 

@@ -351,7 +351,7 @@ def rewrite_unchecked(path, **columns):
         ({"classifier_dropout": 1.0}, "classifier_dropout: expected a share below 1"),
         ({"max_length": 2}, "max_length: expected at least 8 tokens"),
         ({"match_marks": True}, "match_marks: are for texts that are read apart; set separate_layers to 1 or more"),
-        ({"update_products": False}, "update_products: false is for texts that are read apart; set separate_layers"),
+        ({"query_layers": 1}, "query_layers: are for texts that are read apart; set separate_layers to 1 or more"),
         ({"votes": "votes.parquet"}, "vote_weight is 0.0 and votes 'votes.parquet': give both, or neither"),
         ({"pairs": "nowhere"}, "nowhere: no such folder"),
         ({"rationales": "nowhere.parquet"}, "nowhere.parquet: no such file. Expected rationales"),

@@ -72,17 +72,17 @@ def test_every_family_trains_with_a_frozen_layer(options, workspace, family):
 
 
 @pytest.mark.parametrize(
-    ("frozen", "apart", "marks", "update"),
+    ("frozen", "apart", "marks", "query_layers"),
     [
-        (1, 0, False, True),
-        *((frozen, apart, marks, True) for frozen, apart in ((1, 1), (1, 2), (2, 1)) for marks in (False, True)),
-        *((frozen, 1, marks, False) for frozen in (1, 2) for marks in (False, True)),
+        (1, 0, False, 0),
+        *((frozen, apart, marks, 0) for frozen, apart in ((1, 1), (1, 2), (2, 1)) for marks in (False, True)),
+        *((frozen, 1, marks, 1) for frozen in (1, 2) for marks in (False, True)),
     ],
 )
 def test_remembering_gives_the_student_that_computing_gives(
-    options, workspace, monkeypatch, frozen, apart, marks, update
+    options, workspace, monkeypatch, frozen, apart, marks, query_layers
 ):
-    settings = {"frozen_layers": frozen, "separate_layers": apart, "match_marks": marks, "update_products": update}
+    settings = {"frozen_layers": frozen, "separate_layers": apart, "match_marks": marks, "query_layers": query_layers}
     remembered = distill(DistillArguments(**options, **settings))
     monkeypatch.setattr("recipes.student.frozen.remember", lambda student, layers: None)
     computed = distill(DistillArguments(**{**options, "output": str(workspace / "computed")}, **settings))
