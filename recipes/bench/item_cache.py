@@ -57,7 +57,7 @@ class ItemCacheArguments:
     pairs: str | None = field(default=None, metadata={"help": "Folder of pairs of its marketplace."})
     labels: str = field(default="aliexpress6", metadata={"help": "Label schema of the pairs."})
     variants: list[str] = field(
-        default_factory=lambda: ["k=4,marks", "k=4,marks,q=1", "k=4,marks,q=2", "k=5,marks", "k=5,marks,q=1"],
+        default_factory=lambda: ["k=4,marks", "k=4", "k=4,marks,q=1", "k=5,marks", "k=5,marks,q=1"],
         metadata={"help": "Ways to read apart that a plain student is given."},
     )
     candidates: list[int] = field(default_factory=lambda: [100, 1000, 5000], metadata={"help": "Products of a query."})
