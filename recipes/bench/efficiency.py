@@ -7,7 +7,8 @@
 Weights are random: the time does not depend on them. Extractors are timed in pooled form and in the literal form of
 the equations (`mlp, literal`), all on one encoder, in rounds. Overheads are the median of the rounds' ratios, with its
 95 % interval. `extractor alone` times nothing but the extractor, on given token vectors, against the same rounds'
-plain forward: where it is a hundredth of that, the noise of two whole forwards hides it.
+plain forward: where it is a hundredth of that, the noise of two whole forwards hides it. `operations` are those of all
+matrix products of a forward, over the plain one's: counted, so without noise.
 
 bfloat16 on a CPU that only emulates it, many times slower than float32, says nothing of an extractor: such settings are
 left out and named, and the training step is then float32. So are compiled ones where torch finds no C++ compiler; on a
@@ -229,6 +230,7 @@ def measure_setting(
         if model.extractor is not None
     }
     result: dict[str, Any] = {"variants": {}}
+    operations = {variant: count_operations(models[variant], ids) for variant in forwards}
     with torch.inference_mode():
         seconds = interleave({**forwards, **({} if compiled else alone)}, arguments.rounds, name, arguments.patience)
         for variant, forward in forwards.items():
@@ -236,6 +238,8 @@ def measure_setting(
                 forward()
             measured = {"milliseconds": percentiles([1000 * value for value in seconds[variant]]), **memory}
             measured["over_plain"] = paired_ratio(seconds[variant], seconds["plain"])
+            measured["operations"] = operations[variant]
+            measured["operations_over_plain"] = operations[variant] / operations["plain"]
             if f"{variant} alone" in seconds:
                 share = paired_ratio(seconds[f"{variant} alone"], seconds["plain"])
                 measured["alone_over_plain"] = {key: 1 + value for key, value in share.items()}
@@ -243,6 +247,19 @@ def measure_setting(
         rate = flops / (result["variants"]["plain"]["milliseconds"]["p50"] / 1000)
         peak = matmul_flops_per_second(models["plain"].dtype, ids.device)
     return result | {"matmul_peak_flops_per_second": peak, "share_of_matmul_peak": rate / peak}
+
+
+def count_operations(model: nn.Module, ids: torch.Tensor) -> int:
+    """Count the floating-point operations of the matrix products of a forward pass; of attention's, too."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    attention = model.config._attn_implementation
+    model.set_attn_implementation("eager")  # sdpa on a CPU is one operation that is not counted
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(input_ids=ids[:1])
+    model.set_attn_implementation(attention)
+    return counter.get_total_flops() * len(ids)
 
 
 def matmul_flops_per_second(dtype: torch.dtype, device: torch.device) -> float:
@@ -308,6 +325,7 @@ def format_tables(content: dict[str, Any]) -> str:
                     "p99": f"{time['p99']:.1f} ms",
                     "peak memory": f"{values['peak_bytes'] / megabytes:.0f} MiB",
                     "over plain": "" if variant == "plain" else show_overhead(values["over_plain"]),
+                    "operations": "" if variant == "plain" else f"{100 * (values['operations_over_plain'] - 1):+.2f} %",
                     "extractor alone": show_overhead(values["alone_over_plain"])
                     if "alone_over_plain" in values
                     else "",

@@ -61,11 +61,11 @@ class ItemCacheArguments:
         metadata={"help": "Ways to read apart that a plain student is given."},
     )
     candidates: list[int] = field(default_factory=lambda: [100, 1000, 5000], metadata={"help": "Products of a query."})
-    uncached_up_to: int = field(default=1000, metadata={"help": "Most candidates that torch is asked for uncached."})
+    uncached_up_to: int = field(default=100, metadata={"help": "Most candidates that torch is asked for uncached."})
     threads: int | None = field(default=None, metadata={"help": "Cores (None: all)."})
     rounds: int = field(default=5, metadata={"help": "Times that each system is asked, in turn."})
     patience: float = field(
-        default=45.0,
+        default=30.0,
         metadata={
             "help": "Seconds after which no 4th or later round begins; a count that needs twice as long is left out."
         },

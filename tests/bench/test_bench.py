@@ -7,9 +7,10 @@ import re
 import pandas as pd
 import pytest
 import torch
+from transformers import BertConfig
 
 from recipes.arguments import UserError
-from recipes.bench.efficiency import EfficiencyArguments, efficiency, forward_flops, read_setting
+from recipes.bench.efficiency import SIZES, EfficiencyArguments, efficiency, forward_flops, read_setting
 from recipes.bench.efficiency import format_tables as format_efficiency
 from recipes.bench.item_cache import ItemCacheArguments, item_cache
 from recipes.bench.item_cache import format_table as format_item_cache
@@ -99,6 +100,11 @@ def test_efficiency_on_a_tiny_encoder(tmp_path):
     assert [*content["settings"], *content["left_out"]] == settings  # bfloat16 where this machine multiplies it
     assert list(variants) == ["plain", "mlp", "poly", "gat", "mlp, literal", "poly, literal", "gat, literal"]
     assert variants["plain"]["over_plain"]["median"] == 1.0
+    # Two layers over 6 tokens of 16 numbers, and the classifier; GAT adds W and a over the pooled tokens, not each one.
+    plain = variants["plain"]["operations"]
+    config = BertConfig(**SIZES["tiny"])
+    assert forward_flops(config, 2, 6) < plain < 1.05 * forward_flops(config, 2, 6)
+    assert 1 < variants["gat"]["operations_over_plain"] < variants["gat, literal"]["operations_over_plain"]
     # 6 labels over [h ; r] instead of h, the projection to 1024, W and a: 16·6 + 16·1024 + 1024 + 16² + 32.
     assert content["parameters"]["gat"] - content["parameters"]["plain"] == 96 + 16384 + 1024 + 256 + 32
     assert set(content["training"]) == {"plain", "gat"}
