@@ -197,7 +197,7 @@ def test_stored_products_are_timed_in_what_the_cpu_multiplies(flags, precision, 
     assert [store["dtype"] for store in content["stores"]] == ["float32", "float16", "int8", "float16"]
     assert content["stores"][0][f"largest_difference_openvino_{precision}"] < 0.05
     text = format_item_cache(content)
-    assert f"| 3 | k=1,marks, int8 store, openvino {precision} |" in text
+    assert f"| 3 | k=1,marks, float16 store, openvino {precision} |" in text
     assert f"| 3 | k=1,q=1, float16 store, openvino {precision} |" in text
     assert ("OpenVINO bfloat16 (this CPU has no instructions for bfloat16)" in text) == (precision == "float32")
     assert "5 candidates (a round would take about" in text  # longer than no time at all
