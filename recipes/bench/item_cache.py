@@ -8,9 +8,9 @@ Side by side, in turn, in one run: the student uncached through torch; a plain s
 `recipes.serve.export` made it fastest; and the same queries against a store. A student that reads all together is
 given each of `--variants` for the occasion, as speed does not depend on the weights: k (`separate_layers`), `marks`
 (`match_marks`) and q (`query_layers`). What they cost in accuracy is measured by
-recipes/configs/student/esci_item_cached_bench.yaml. The first is stored in every precision, the others in float16, which
-is what is timed. The joint layers are computed in bfloat16 where the CPU multiplies it, else in float32. Writes item_cache.json and
-item_cache.md.
+recipes/configs/student/esci_item_cached_bench.yaml. The first is stored in every precision, the others in float16,
+which is what is timed. The joint layers are computed in bfloat16 where the CPU multiplies it, else in float32. Writes
+item_cache.json and item_cache.md.
 """
 
 from __future__ import annotations
