@@ -36,7 +36,7 @@ class LatencyArguments:
     labels: str = field(default="aliexpress6", metadata={"help": "Label schema of the pairs."})
     candidates: list[int] = field(default_factory=lambda: [100, 1000, 5000], metadata={"help": "Products of a query."})
     threads: list[int] = field(default_factory=lambda: [1, 2], metadata={"help": "Cores that each system may use."})
-    plain_up_to: int = field(default=1000, metadata={"help": "Most candidates that plain torch is asked for."})
+    plain_up_to: int = field(default=100, metadata={"help": "Most candidates that plain torch is asked for."})
     seconds: float = field(default=5.0, metadata={"help": "Repeat a query for about so long, 3 times at least."})
 
 
