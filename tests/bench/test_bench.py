@@ -232,7 +232,7 @@ def test_options_that_cannot_be_measured(tmp_path, world):
     with pytest.raises(UserError, match=r"--variants k=1,q=2: query_layers: .* has 2 layers, of which 1 read"):
         item_cache(ItemCacheArguments(**options, variants=["k=1,q=2"], candidates=[2], threads=1))
     for variant in ("4", "k=0", "k=4,marks,both", "k=4,q=1,marks", "k=4,q="):
-        with pytest.raises(UserError, match=f"--variants {variant}: expected k=4, or"):
+        with pytest.raises(UserError, match=f"--variants {variant}: expected k=4, k=4,marks"):
             item_cache(ItemCacheArguments(**options, variants=["k=1", variant]))
     with pytest.raises(UserError, match="--variants: expected at least one"):
         item_cache(ItemCacheArguments(**options, variants=[]))
