@@ -23,14 +23,7 @@ from .extractors_lrkd import (
     mean_weights,
     weighted_sum,
 )
-from .separation_lrkd import (
-    MatchMarks,
-    as_encoder_output,
-    read_apart,
-    read_by_query,
-    read_together,
-    segments_of,
-)
+from .separation_lrkd import MatchMarks, as_encoder_output, read_apart, read_by_query, read_together, segments_of
 
 if TYPE_CHECKING:
     # Nothing here needs them, but transformers finds the files that belong together by their import lines: with these,
